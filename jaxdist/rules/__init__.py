@@ -1,0 +1,95 @@
+"""The rules by which workers agree, as optax gradient transformations.
+
+A rule goes last in an `optax.chain`, after the local optimizer; `average_gradients` goes first.
+`RULES` names them all.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+
+from jaxdist.collectives import Axis
+from jaxdist.names import lookup
+from jaxdist.rules.averaging import (
+    average_gradients,
+    hierarchical_sgd,
+    local_sgd,
+    post_local_sgd,
+)
+from jaxdist.rules.elastic import eamsgd, easgd
+from jaxdist.rules.grawa import lgrawa, mgrawa
+from jaxdist.rules.leader import lsgd
+from jaxdist.rules.push_pull import dppf
+
+RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+    "average_gradients": average_gradients,
+    "local_sgd": local_sgd,
+    "post_local_sgd": post_local_sgd,
+    "hierarchical_sgd": hierarchical_sgd,
+    "easgd": easgd,
+    "eamsgd": eamsgd,
+    "lsgd": lsgd,
+    "mgrawa": mgrawa,
+    "lgrawa": lgrawa,
+    "dppf": dppf,
+}
+
+__all__ = ["RULES", "center", "compose", "metrics", *RULES]
+
+
+def compose(
+    optimizer: optax.GradientTransformation, rule: str, axis: Axis, **hyper: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Chains a local optimizer and a rule in the order that the rule needs.
+
+    Args:
+        optimizer: the local optimizer of each worker.
+        rule: a name in `RULES`.
+        axis: the workers' axis.
+        **hyper: the rule's hyper-parameters.
+
+    Raises:
+        ValueError: if the rule is unknown, or refuses its hyper-parameters.
+
+    Example:
+        >>> import jaxdist, optax
+        >>> tx = jaxdist.rules.compose(optax.sgd(0.1), "mgrawa", "worker", period=16)
+    """
+    made = lookup(RULES, rule, "rule")(axis, **hyper)
+    parts = (made, optimizer) if rule == "average_gradients" else (optimizer, made)
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def metrics(state: optax.OptState) -> dict[str, jax.Array]:
+    """What the rules in an optimizer state tell of their last sync.
+
+    Args:
+        state: the state of a chain, of one worker or stacked.
+
+    Returns:
+        Arrays by name, as "weight", "center_distance", "leader"; of a tree, one for each leaf, as
+        "weight/dense/kernel". Zeros (or a leader of -1) before the first sync.
+    """
+    found = {}
+    for told in _fields(state, "metrics"):
+        for path, value in jax.tree_util.tree_leaves_with_path(told):
+            found[jax.tree_util.keystr(path, simple=True, separator="/")] = value
+    return found
+
+
+def center(state: optax.OptState) -> optax.Params | None:
+    """The centre that a rule in an optimizer state keeps, or None.
+
+    EASGD's has a memory; that of MGRAWA and LGRAWA is the weighted mean of the last sync, and kept
+    only with prox > 0.
+    """
+    return next((c for c in _fields(state, "center") if jax.tree.leaves(c)), None)
+
+
+def _fields(state: Any, name: str) -> Iterator[Any]:
+    has = lambda s: isinstance(s, tuple) and name in getattr(s, "_fields", ())
+    for part in jax.tree.leaves(state, is_leaf=has):
+        if has(part):
+            yield getattr(part, name)

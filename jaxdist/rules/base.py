@@ -1,0 +1,176 @@
+"""What all rules share: when a sync is due, how updates become parameters and back, and checks.
+
+A rule is three functions of one worker: what it remembers, what it does at every step without
+communicating, and what it does on the steps on which a sync is due. `rule` makes them an optax
+transformation.
+"""
+
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdist import collectives
+from jaxdist.collectives import Axis
+from jaxdist.traffic import Due
+
+Params = optax.Params
+
+
+class State(Protocol):
+    """The state of a rule: a NamedTuple with at least these fields."""
+
+    count: jax.Array  # steps taken, used where no `step` is given
+    metrics: dict[str, Any]  # what the rule tells of its last sync
+
+
+class Extra(NamedTuple):
+    """What a rule may use besides the parameters, of one worker: all but the first by `need`."""
+
+    update: Params  # what the optimizer before the rule wants to add
+    value: jax.Array | None = None
+    grad: Params | None = None
+    probe_grad: Params | None = None
+
+    def need(self, name: str, rule: str) -> Any:
+        """The argument `name`, or a ValueError that says who needs it."""
+        if (found := getattr(self, name)) is None:
+            raise ValueError(
+                f"{rule} needs {name}=...: tx.update(grads, state, params, {name}=...)"
+            )
+        return found
+
+
+Act = Callable[[Params, Any, Extra], tuple[Params, Any]]
+
+
+def counter() -> jax.Array:
+    """A fresh step counter."""
+    return jnp.zeros((), jnp.int32)
+
+
+def every(period: int) -> Due | None:
+    """True on the last step of each period: (t + 1) % period == 0. None if that is every step."""
+    return None if period == 1 else lambda t: (t + 1) % period == 0
+
+
+def rule(
+    init: Callable[[Params], State],
+    *syncs: tuple[Due | None, Act],
+    local: Act | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes an optax transformation of a rule's parts.
+
+    At every step: x = params + updates; x, state = local(x, state, extra); then for each
+    `(due, sync)` in order, if due(step): x, state = sync(x, state, extra). The new updates are
+    x - params; they are the old ones, bit for bit, where nothing was done.
+
+    Args:
+        init: gives the state at the start, with `count` and `metrics`.
+        *syncs: pairs of a vectorised function of the step (None: every step) and what to do then.
+        local: what to do at every step; it must not communicate.
+    """
+
+    def update(
+        updates, state, params=None, *, step=None, value=None, grad=None, probe_grad=None, **_
+    ):
+        if params is None:
+            raise ValueError("params is None; a rule needs tx.update(updates, state, params)")
+        extra = Extra(updates, value, _like(grad, params), _like(probe_grad, params))
+        step = state.count if step is None else step
+
+        def acting(act):
+            def run(updates, state):
+                x = optax.apply_updates(params, updates)
+                new, state = act(x, state, extra)
+                return jax.tree.map(_update, updates, params, x, new), state
+
+            return run
+
+        if local is not None:
+            updates, state = acting(local)(updates, state)
+        for due, sync in syncs:
+            updates, state = collectives.when(
+                due, step, acting(sync), lambda *unchanged: unchanged, updates, state
+            )
+        return updates, state._replace(count=state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def healthy(x: Params) -> jax.Array:
+    """Whether all of this worker's parameters are finite: a bool scalar."""
+    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a: jnp.isfinite(a).all(), x), True)
+
+
+def pull(
+    x: Params, target: Params, strength: float | jax.Array, ok: jax.Array | bool = True
+) -> Params:
+    """x + strength (target - x), in float32 or wider; the target itself where `ok` is false.
+
+    A worker whose parameters are not finite so starts again from the target.
+    """
+
+    def one(x, c):
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        new = x.astype(wide) + strength * (c.astype(wide) - x.astype(wide))
+        return jnp.where(ok, new, c.astype(wide)).astype(x.dtype)
+
+    return jax.tree.map(one, x, target)
+
+
+def distance(x: Params, y: Params) -> jax.Array:
+    """||x - y||_2 over all leaves, in float32."""
+    parts = jax.tree.map(
+        lambda a, b: jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)).sum(), x, y
+    )
+    return jnp.sqrt(jax.tree.reduce(jnp.add, parts, jnp.float32(0)))
+
+
+def check_period(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is a Python integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(
+            f"{name} is {value}; it must be an integer of at least 1 (with "
+            f"optax.inject_hyperparams, name it in static_args)"
+        )
+
+
+def check_between(name: str, value: Any, low: float, high: float) -> None:
+    """Raises a ValueError if a concrete `value` is outside [low, high]; traced ones pass."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not (np.ndim(value) == 0 and low <= value <= high):
+        raise ValueError(f"{name} is {value}; it must be a number in [{low}, {high}]")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raises a ValueError if `value` is none of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def check_axis(axis: Axis) -> None:
+    """Raises a ValueError unless `axis` is a name or a pair of names."""
+    names = (axis,) if isinstance(axis, str) else axis
+    if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names) or len(names) > 2:
+        raise ValueError(f"axis is {axis!r}; it must be a name or a pair (mesh axis, vmap axis)")
+
+
+def _update(u: jax.Array, p: jax.Array, x: jax.Array, new: jax.Array) -> jax.Array:
+    if new is x:
+        return u
+    wide = jnp.promote_types(p.dtype, jnp.float32)
+    return (new.astype(wide) - p.astype(wide)).astype(u.dtype)
+
+
+def _like(tree: Params | None, params: Params) -> Params | None:
+    """Drops from `tree` the leaves that `optax.masked` has hidden in `params`."""
+    if tree is None:
+        return None
+    hidden = lambda p: isinstance(p, optax.MaskedNode)
+    return jax.tree.map(lambda p, x: p if hidden(p) else x, params, tree, is_leaf=hidden)

@@ -1,0 +1,166 @@
+"""Elastic averaging: a centre with a memory, and workers on springs."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist import collectives
+from jaxdist.collectives import Axis
+from jaxdist.rules import base
+
+
+class EasgdState(NamedTuple):
+    """State of `easgd`.
+
+    Attributes:
+        count: steps taken.
+        center: the centre, in float32 or wider; the same on all workers.
+        metrics: center_distance, ||x_i - centre|| before the last sync.
+    """
+
+    count: jax.Array
+    center: optax.Params
+    metrics: dict[str, Any]
+
+
+class EamsgdState(NamedTuple):
+    """State of `eamsgd`: that of `easgd`, and the velocity v_i."""
+
+    count: jax.Array
+    center: optax.Params
+    velocity: optax.Params
+    metrics: dict[str, Any]
+
+
+def easgd(
+    axis: Axis, *, period: int = 4, alpha: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Elastic averaging SGD: workers and a centre pull at each other.
+
+    At a sync, both from the values before it:
+    x_i <- x_i - alpha (x_i - c);  c <- c + alpha sum_i (x_i - c)
+
+    The sum of all x_i and c is conserved. A worker whose parameters are not finite does not move
+    the centre, and starts again from it. Sends one all-reduce of d numbers a sync.
+
+    Args:
+        axis: the workers' axis.
+        period: steps from one sync to the next.
+        alpha: the elastic strength; None for the authors' 0.9 / W.
+
+    Raises:
+        ValueError: if `period` < 1 or `alpha` is outside [0, 1]; in `update`, if W alpha > 1, which
+            is unstable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxdist
+        >>> rule = jaxdist.rules.easgd("w", period=1, alpha=0.1)
+        >>> step = lambda u, p: p + rule.update(u, rule.init(p), p)[0]
+        >>> jax.vmap(step, axis_name="w")(jnp.array([1.0, -2.0]), jnp.zeros(2)).tolist()
+        [0.8999999761581421, -1.7999999523162842]
+
+    Reference:
+        Zhang, Choromanska, LeCun 2015; equation read in code (tolgadimli/GRAWA
+        dist_easgd_train), the value 0.9 / W from memory.
+    """
+    _check(axis, period, alpha)
+
+    def sync(x, state, extra):
+        del extra
+        x, center, metrics, _ = _elastic(x, x, state.center, _strength(axis, alpha), axis)
+        return x, state._replace(center=center, metrics=metrics)
+
+    return base.rule(
+        lambda params: EasgdState(base.counter(), _wide(params), _no_metrics()),
+        (base.every(period), sync),
+    )
+
+
+def eamsgd(
+    axis: Axis, *, period: int = 4, alpha: float | None = None, momentum: float = 0.99
+) -> optax.GradientTransformationExtraArgs:
+    """Elastic averaging with Nesterov momentum. RECONSTRUCTED from memory of the paper.
+
+    v_i <- momentum v_i - lr g_i(x_i + momentum v_i)
+    x_i <- x_i + v_i - alpha (x_i - c) [c, and the last term, only at a sync]
+    c <- c + alpha sum_i (x_i - c)
+
+    Both elastic terms use the values before the step. The parameters that the chain holds are the
+    look-ahead points y_i = x_i + momentum v_i, so that the gradient is taken there; chain it after
+    a plain `optax.sgd(lr)`. Evaluate at the centre.
+
+    Args:
+        axis: the workers' axis.
+        period: steps from one sync to the next.
+        alpha: the elastic strength; None for 0.9 / W.
+        momentum: the velocity's decay, in [0, 1].
+
+    Raises:
+        ValueError: as `easgd`, and if `momentum` is outside [0, 1].
+
+    Example:
+        >>> import jaxdist, optax
+        >>> tx = optax.chain(optax.sgd(0.01), jaxdist.rules.eamsgd("worker", period=4))
+
+    Reference:
+        Zhang, Choromanska, LeCun 2015, reconstructed.
+    """
+    _check(axis, period, alpha)
+    base.check_between("momentum", momentum, 0, 1)
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return EamsgdState(base.counter(), _wide(params), zeros, _no_metrics())
+
+    def local(y, state, extra):
+        v = jax.tree.map(lambda v, u: momentum * v + u, state.velocity, extra.update)
+        return jax.tree.map(lambda y, v: y + momentum * v, y, v), state._replace(velocity=v)
+
+    def sync(y, state, extra):
+        del extra
+        before = jax.tree.map(lambda y, v: y - (1 + momentum) * v, y, state.velocity)
+        y, center, metrics, ok = _elastic(y, before, state.center, _strength(axis, alpha), axis)
+        v = jax.tree.map(lambda v: jnp.where(ok, v, 0), state.velocity)
+        return y, state._replace(center=center, velocity=v, metrics=metrics)
+
+    return base.rule(init, (base.every(period), sync), local=local)
+
+
+def _elastic(x, at, center, alpha, axis):
+    """Pulls `x` and the centre by the elastic force at `at`; (x, centre, metrics, healthy)."""
+    ok = base.healthy(at)
+    force = jax.tree.map(lambda a, c: jnp.where(ok, alpha * (a.astype(c.dtype) - c), 0), at, center)
+    pulled = jax.tree.map(
+        lambda a, f, c: jnp.where(ok, a.astype(c.dtype) - f, c).astype(a.dtype), x, force, center
+    )
+    metrics = {"center_distance": base.distance(at, center)}
+    moved = jax.tree.map(jnp.add, center, collectives.sum(force, axis))
+    return pulled, moved, metrics, ok
+
+
+def _strength(axis, alpha):
+    num = collectives.size(axis)
+    strength = 0.9 / num if alpha is None else alpha
+    if not isinstance(strength, jax.core.Tracer) and num * strength > 1:
+        raise ValueError(
+            f"alpha is {strength} with {num} workers; W alpha must be at most 1, so alpha at most "
+            f"{1 / num:g}"
+        )
+    return strength
+
+
+def _check(axis, period, alpha):
+    base.check_axis(axis)
+    base.check_period("period", period)
+    if alpha is not None:
+        base.check_between("alpha", alpha, 0, 1)
+
+
+def _wide(params):
+    return jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
+
+
+def _no_metrics():
+    return {"center_distance": jnp.zeros((), jnp.float32)}

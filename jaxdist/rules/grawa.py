@@ -1,0 +1,230 @@
+"""MGRAWA and LGRAWA: pulled to a centre that trusts workers in flat regions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist import collectives
+from jaxdist.collectives import Axis
+from jaxdist.rules import base
+
+# The norm's floor: a worker or leaf without a gradient gets a large weight, not an infinite one.
+FLOOR = 1e-12
+LayerAxis = int | Callable[[str], int | None] | None
+
+
+class GrawaState(NamedTuple):
+    """State of `mgrawa` and `lgrawa`.
+
+    Attributes:
+        count: steps taken.
+        norm: A_i, the running mean of gradient norms: a scalar, or a tree of one for each layer.
+        norm_count: k, how many norms are in it.
+        center: the centre of the last sync, () without prox.
+        metrics: weight, beta_i of the last sync (a scalar, or a tree); center_distance,
+            ||x_i - C|| before the last pull; gradient_norm, the norms it came from.
+    """
+
+    count: jax.Array
+    norm: Any
+    norm_count: jax.Array
+    center: Any
+    metrics: dict[str, Any]
+
+
+def mgrawa(
+    axis: Axis,
+    *,
+    period: int = 32,
+    strength: float = 0.5,
+    prox: float = 0.01,
+    norm: str = "sum_of_leaf_norms",
+    norm_source: str = "training",
+    decay: float | None = None,
+    layer_axis: LayerAxis = None,
+) -> optax.GradientTransformationExtraArgs:
+    """MGRAWA: workers are pulled to a mean weighted by inverse gradient norms.
+
+    Every step:   x_i <- (1 - prox/period) x_i + (prox/period) C
+    At a sync:    a_i = sum_l ||g_i,l||_2;  A_i <- decay A_i + (1 - decay) a_i
+                  beta_i = (1 / A_i) / sum_j (1 / A_j);  C = sum_j beta_j x_j
+                  x_i <- (1 - strength) x_i + strength C
+
+    C is the centre of the last sync, at first the initial parameters. With
+    `norm_source="training"`, A is the running mean of the norms of the training gradients (extra
+    argument `grad`), begun afresh after each sync. With "probe", it is updated once a sync with the
+    gradient of a batch of the whole training set (extra argument `probe_grad`), and goes on. Norms
+    are in float32. A worker whose parameters or norms are not finite has weight 0 and starts again
+    from the centre. Sends one all-reduce of d + 1 numbers a sync.
+
+    Args:
+        axis: the workers' axis.
+        period: tau, steps from one sync to the next.
+        strength: lambda, the pull at a sync, in [0, 1].
+        prox: mu, the pull to the last centre, spread over the steps of a period, in [0, 1].
+        norm: "sum_of_leaf_norms" (the released code's) or "l2" (of the whole gradient).
+        norm_source: "training" or "probe".
+        decay: of the running mean, in [0, 1); None for 0.85 (training) or 0.9 ** 8 (probe).
+        layer_axis: for scanned layers: the axis along which a leaf stacks layers, each of which
+            then has a norm of its own; a function of the leaf's path ("layers/kernel") that gives
+            one or None; or None.
+
+    Raises:
+        ValueError: if `period` < 1, `strength` or `prox` is outside [0, 1], `decay` outside [0, 1),
+            or `norm` or `norm_source` unknown; in `update`, if the gradient is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxdist
+        >>> rule = jaxdist.rules.mgrawa("w", period=1, strength=1.0, prox=0.0)
+        >>> step = lambda g, p: p + rule.update(0 * g, rule.init(p), p, grad=g)[0]
+        >>> x = jax.vmap(step, axis_name="w")(jnp.array([1.0, 3.0]), jnp.array([0.0, 4.0]))
+        >>> x.tolist()  # weights 3/4 and 1/4
+        [1.0, 1.0]
+
+    Reference:
+        Dimlioglu and Choromanska, AISTATS 2024. Read in the authors' code (tolgadimli/GRAWA:
+        dist_mgrawa_train, GRAWAOptimWrapper); the paper's body was not read.
+    """
+    base.check_choice("norm", norm, ("sum_of_leaf_norms", "l2"))
+
+    def model_norm(norms):
+        leaves = jax.tree.leaves(norms)
+        if norm == "l2":
+            return jnp.sqrt(sum(jnp.square(n).sum() for n in leaves))
+        return sum(n.sum() for n in leaves)
+
+    return _grawa(
+        "mgrawa", axis, period, strength, prox, norm_source, decay, layer_axis, model_norm
+    )
+
+
+def lgrawa(
+    axis: Axis,
+    *,
+    period: int = 32,
+    strength: float = 0.5,
+    prox: float = 0.01,
+    norm_source: str = "training",
+    decay: float | None = None,
+    layer_axis: LayerAxis = None,
+) -> optax.GradientTransformationExtraArgs:
+    """LGRAWA: `mgrawa` with a weight for each layer.
+
+    beta_i,l = (1 / A_i,l) / sum_j (1 / A_j,l);  C_l = sum_j beta_j,l x_j,l
+
+    A layer is a leaf of the parameters (a kernel and its bias are two), or a slice of one along
+    `layer_axis`. Sends one all-reduce of d + L numbers a sync.
+
+    Args:
+        axis: the workers' axis.
+        period: tau, steps from one sync to the next.
+        strength: lambda, the pull at a sync, in [0, 1].
+        prox: mu, the pull to the last centre, spread over the steps of a period, in [0, 1].
+        norm_source: "training" or "probe".
+        decay: of the running mean, in [0, 1); None for 0.85 (training) or 0.9 ** 8 (probe).
+        layer_axis: for scanned layers, as in `mgrawa`.
+
+    Raises:
+        ValueError: as `mgrawa`.
+
+    Example:
+        >>> import jaxdist, optax
+        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.lgrawa("worker", period=16))
+
+    Reference:
+        Dimlioglu and Choromanska, AISTATS 2024. Read in the authors' code (tolgadimli/GRAWA:
+        dist_lgrawa_train); the paper's body was not read.
+    """
+    return _grawa(
+        "lgrawa", axis, period, strength, prox, norm_source, decay, layer_axis, lambda norms: norms
+    )
+
+
+def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, combine):
+    base.check_axis(axis)
+    base.check_period("period", period)
+    base.check_between("strength", strength, 0, 1)
+    base.check_between("prox", prox, 0, 1)
+    base.check_choice("norm_source", norm_source, ("training", "probe"))
+    if decay is None:
+        decay = 0.85 if norm_source == "training" else 0.9**8
+    base.check_between("decay", decay, 0, 1 - 1e-9)
+    keep = isinstance(prox, jax.core.Tracer) or prox > 0
+    training = norm_source == "training"
+
+    def norms_of(grad):
+        return combine(leaf_norms(grad, layer_axis))
+
+    def add_norm(state, grad):
+        """A <- decay A + (1 - decay) a;  k <- k + 1."""
+        norm = jax.tree.map(lambda A, a: decay * A + (1 - decay) * a, state.norm, norms_of(grad))
+        return state._replace(norm=norm, norm_count=state.norm_count + 1)
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(norms_of, params))
+        metrics = {
+            "weight": zeros,
+            "gradient_norm": zeros,
+            "center_distance": jnp.zeros((), jnp.float32),
+        }
+        return GrawaState(base.counter(), zeros, base.counter(), params if keep else (), metrics)
+
+    def local(x, state, extra):
+        if training:
+            state = add_norm(state, extra.need("grad", name))
+        return (base.pull(x, state.center, prox / period) if keep else x), state
+
+    def sync(x, state, extra):
+        if not training:
+            state = add_norm(state, extra.need("probe_grad", f"{name} with norm_source='probe'"))
+        corrected = jax.tree.map(lambda A: A / (1 - decay**state.norm_count), state.norm)
+        usable = base.healthy(x) & base.healthy(corrected)
+        u = jax.tree.map(lambda A: jnp.where(usable, 1 / jnp.maximum(A, FLOOR), 0), corrected)
+        center, total = collectives.mean(x, axis, u)
+        metrics = {
+            "weight": jax.tree.map(jnp.divide, u, total),
+            "gradient_norm": corrected,
+            "center_distance": base.distance(x, center),
+        }
+        forget = training | ~usable
+        state = state._replace(
+            norm=jax.tree.map(lambda A: jnp.where(forget, 0, A), state.norm),
+            norm_count=jnp.where(forget, 0, state.norm_count),
+            center=center if keep else (),
+            metrics=metrics,
+        )
+        return base.pull(x, center, strength, base.healthy(x)), state
+
+    return base.rule(init, (base.every(period), sync), local=local)
+
+
+def leaf_norms(tree: Any, layer_axis: LayerAxis = None) -> Any:
+    """The L2 norm of every leaf, or of every slice along its layer axis, in float32.
+
+    Args:
+        tree: arrays.
+        layer_axis: as in `mgrawa`.
+
+    Returns:
+        A tree of scalars, or of arrays with the leaf's rank and length 1 except along its layer
+        axis.
+    """
+
+    def one(path, x):
+        axis = (
+            layer_axis(jax.tree_util.keystr(path, simple=True, separator="/"))
+            if callable(layer_axis)
+            else layer_axis
+        )
+        square = jnp.square(x.astype(jnp.float32))
+        if axis is None:
+            return jnp.sqrt(square.sum())
+        if not -x.ndim <= axis < x.ndim:
+            raise ValueError(f"layer_axis is {axis}; leaf {path} has {x.ndim} axes")
+        others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+        return jnp.sqrt(square.sum(others, keepdims=True))
+
+    return jax.tree_util.tree_map_with_path(one, tree)

@@ -1,0 +1,173 @@
+"""Following a leader: the worker with the least training loss."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist import collectives
+from jaxdist.collectives import Axis
+from jaxdist.rules import base
+
+
+class LsgdState(NamedTuple):
+    """State of `lsgd`.
+
+    Attributes:
+        count: steps taken.
+        losses: `[window]`, this worker's last losses, newest last.
+        leader: the global leader's parameters at the last sync, () without prox.
+        local_leader: the group leader's, () without local prox.
+        metrics: leader and local_leader, the indices of the last ones (-1: none yet), and
+            leader_distance, ||x_i - leader|| before the last pull.
+    """
+
+    count: jax.Array
+    losses: jax.Array
+    leader: Any
+    local_leader: Any
+    metrics: dict[str, Any]
+
+
+def lsgd(
+    axis: Axis,
+    *,
+    period: int = 16,
+    strength: float = 0.1,
+    prox: float = 0.1,
+    local_period: int | None = None,
+    local_strength: float = 0.1,
+    local_prox: float = 0.1,
+    groups: Sequence[Sequence[int]] | None = None,
+    window: int = 4,
+) -> optax.GradientTransformationExtraArgs:
+    """Leader SGD: workers are pulled to the one with the least training loss.
+
+    Every step:         x_i <- (1 - prox/period) x_i + (prox/period) leader
+                        x_i <- (1 - local_prox/local_period) x_i + (local_prox/local_period) local_leader
+    Every local_period: local_leader = the x_j of least loss in i's group
+                        x_i <- (1 - local_strength) x_i + local_strength local_leader
+    Every period:       leader = the x_j of least loss of all, after its local pull
+                        x_i <- (1 - strength) x_i + strength leader
+
+    The loss is the mean of the last `window` training losses (extra argument `value`); ties go to
+    the lowest index. Before the first sync the leaders are the initial parameters. A worker whose
+    loss or parameters are not finite never leads. Without groups there are no local leaders. Sends
+    one all-reduce of d numbers and two of one number for each leader.
+
+    Args:
+        axis: the workers' axis.
+        period: steps between global leaders, a multiple of `local_period`.
+        strength: the pull to the global leader at a sync, in [0, 1].
+        prox: the pull to the last global leader, spread over the steps of a period, in [0, 1].
+        local_period: steps between group leaders; None for a quarter of `period`, at least 1.
+        local_strength: the pull to the group leader at a local sync, in [0, 1].
+        local_prox: the pull to the last group leader, spread over a local period, in [0, 1].
+        groups: lists of worker indices, of any sizes, that hold each worker once; None for no
+            local leaders.
+        window: how many training losses are averaged.
+
+    Raises:
+        ValueError: if a period or the window is below 1, `period` is no multiple of `local_period`,
+            a strength or prox is outside [0, 1], groups overlap or are empty; in `update`, if a
+            worker is in no group or `value` is missing.
+
+    Example:
+        >>> import jaxdist
+        >>> rule = jaxdist.rules.lsgd("worker", period=16, groups=[[0, 1, 2, 3], [4, 5, 6, 7]])
+
+    Reference:
+        Teng et al. 2019; read in the authors' code (yunfei-teng/LSGD dist_lsgd_train).
+    """
+    base.check_axis(axis)
+    base.check_period("period", period)
+    base.check_period("window", window)
+    if local_period is None:
+        local_period = period // 4 if period % 4 == 0 else period
+    base.check_period("local_period", local_period)
+    if period % local_period:
+        raise ValueError(
+            f"local_period is {local_period} with period {period}; it must divide the period"
+        )
+    for name, value in [
+        ("strength", strength),
+        ("prox", prox),
+        ("local_strength", local_strength),
+        ("local_prox", local_prox),
+    ]:
+        base.check_between(name, value, 0, 1)
+    groups = None if groups is None else _check_groups(groups)
+    keep, keep_local = _positive(prox), _positive(local_prox) and groups is not None
+
+    def init(params):
+        metrics = {"leader": jnp.int32(-1), "leader_distance": jnp.float32(0)}
+        if groups is not None:
+            metrics["local_leader"] = jnp.int32(-1)
+        return LsgdState(
+            base.counter(),
+            jnp.full((window,), jnp.nan, jnp.float32),
+            params if keep else (),
+            params if keep_local else (),
+            metrics,
+        )
+
+    def local(x, state, extra):
+        loss = jnp.asarray(extra.need("value", "lsgd"), jnp.float32)
+        state = state._replace(losses=jnp.append(state.losses[1:], loss))
+        if keep:
+            x = base.pull(x, state.leader, prox / period)
+        if keep_local:
+            x = base.pull(x, state.local_leader, local_prox / local_period)
+        return x, state
+
+    def elect(x, state, groups):
+        ok = base.healthy(x)
+        known = jnp.arange(window) >= window - 1 - state.count  # the first losses are few
+        mean = jnp.where(known, state.losses, 0).sum() / known.sum()
+        leader, who = collectives.from_argmin(x, jnp.where(ok, mean, jnp.inf), axis, groups)
+        return ok, leader, who
+
+    def local_sync(x, state, extra):
+        del extra
+        _check_members(groups, collectives.size(axis))
+        ok, leader, who = elect(x, state, groups)
+        state = state._replace(
+            local_leader=leader if keep_local else (), metrics=state.metrics | {"local_leader": who}
+        )
+        return base.pull(x, leader, local_strength, ok), state
+
+    def sync(x, state, extra):
+        del extra
+        ok, leader, who = elect(x, state, None)
+        metrics = {"leader": who, "leader_distance": base.distance(x, leader)}
+        state = state._replace(leader=leader if keep else (), metrics=state.metrics | metrics)
+        return base.pull(x, leader, strength, ok), state
+
+    syncs = [(base.every(period), sync)]
+    if groups is not None:
+        syncs.insert(0, (base.every(local_period), local_sync))
+    return base.rule(init, *syncs, local=local)
+
+
+def _positive(value):
+    return isinstance(value, jax.core.Tracer) or value > 0
+
+
+def _check_groups(groups):
+    groups = [[int(i) for i in members] for members in groups]
+    flat = [i for members in groups for i in members]
+    if not groups or not all(groups):
+        raise ValueError(f"groups is {groups}; every group needs at least one worker")
+    if len(set(flat)) != len(flat):
+        raise ValueError(f"groups is {groups}; the groups overlap, each worker may be in one only")
+    return groups
+
+
+def _check_members(groups, num):
+    if (members := sorted(i for group in groups for i in group)) != list(range(num)):
+        raise ValueError(
+            f"groups is {groups}, which holds the workers {members}; it must hold each of 0 to "
+            f"{num - 1} once"
+        )

@@ -1,0 +1,67 @@
+"""DPPF: pulled to the average, and pushed away from it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist import collectives
+from jaxdist.collectives import Axis
+from jaxdist.rules import base
+
+
+class DppfState(NamedTuple):
+    """State of `dppf`; metrics: center_distance, ||x_i - xbar|| before the last sync."""
+
+    count: jax.Array
+    metrics: dict[str, Any]
+
+
+def dppf(
+    axis: Axis, *, period: int = 8, pull: float = 0.1, push: float = 0.01
+) -> optax.GradientTransformationExtraArgs:
+    """DPPF: a pull to the mean against a push of fixed length. RECONSTRUCTED.
+
+    x_i <- x_i + (xbar - x_i) (pull - push / ||x_i - xbar||_2)
+
+    The two balance at the distance push / pull. A worker at the mean stays there. Workers that are
+    not finite are left out of the mean, and take it. Sends one all-reduce of d + 1 numbers a sync.
+
+    Args:
+        axis: the workers' axis.
+        period: steps from one sync to the next.
+        pull: alpha, in [0, 1].
+        push: lambda >= 0, a length in parameter space.
+
+    Raises:
+        ValueError: if `period` < 1, `pull` is outside [0, 1] or `push` negative.
+
+    Example:
+        >>> import jaxdist, optax
+        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.dppf("worker", pull=0.5, push=0.1))
+
+    Reference:
+        arXiv 2507.20424, of which only the abstract was read; the equation is from memory and the
+        defaults are this library's.
+    """
+    base.check_axis(axis)
+    base.check_period("period", period)
+    base.check_between("pull", pull, 0, 1)
+    base.check_between("push", push, 0, float("inf"))
+
+    def sync(x, state, extra):
+        del extra
+        ok = base.healthy(x)
+        center, _ = collectives.mean(x, axis, ok)
+        apart = base.distance(x, center)
+        strength = pull - push / jnp.maximum(apart, 1e-12)
+        return base.pull(x, center, strength, ok), state._replace(
+            metrics={"center_distance": apart}
+        )
+
+    def init(params):
+        del params
+        return DppfState(base.counter(), {"center_distance": jnp.zeros((), jnp.float32)})
+
+    return base.rule(init, (base.every(period), sync))

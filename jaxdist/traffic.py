@@ -1,0 +1,184 @@
+"""What is sent: the bytes of a rule, counted while it is traced, and those of a compiled program.
+
+`Traffic.of` traces a transformation once and knows from then on, exactly and without running it,
+what any step sends. `compiled` reads the collectives out of compiled HLO. Tests hold one against
+the other.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# The step at which a traced collective runs: a function of (arrays of) steps, vectorised.
+Due = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation as one worker sees it.
+
+    Attributes:
+        kind: "all-reduce", "reduce-scatter", "all-gather" or "collective-permute".
+        bytes: bytes of the full array that is reduced, gathered or moved.
+        members: the number of workers that take part.
+    """
+
+    kind: str
+    bytes: int
+    members: int
+
+    @property
+    def sent(self) -> int:
+        """Bytes that each worker sends, with ring algorithms.
+
+        With n members and b bytes: all-reduce 2 (n - 1) / n b, reduce-scatter and all-gather
+        (n - 1) / n b, collective-permute b.
+        """
+        if self.kind == "collective-permute":
+            return self.bytes if self.members > 1 else 0
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return math.ceil(rounds * (self.members - 1) * self.bytes / self.members)
+
+
+@dataclasses.dataclass
+class _Tally:
+    due: tuple[Due, ...] = ()
+    entries: list[tuple[tuple[Due, ...], Collective]] = dataclasses.field(default_factory=list)
+
+
+_TALLY: contextvars.ContextVar[_Tally | None] = contextvars.ContextVar("tally", default=None)
+
+
+def record(kind: str, tree: Any, members: int) -> None:
+    """Notes a collective over `tree` in the tally that is open, if one is."""
+    if (tally := _TALLY.get()) is not None:
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        tally.entries.append((tally.due, Collective(kind, size, members)))
+
+
+@contextlib.contextmanager
+def only_when(due: Due) -> Iterator[None]:
+    """What is recorded inside runs only on the steps for which `due` holds."""
+    tally = _TALLY.get() or _Tally()
+    before, tally.due = tally.due, (*tally.due, due)
+    try:
+        yield
+    finally:
+        tally.due = before
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What a transformation sends at every step.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxdist
+        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.local_sgd("worker", period=4))
+        >>> traffic = Traffic.of(tx, {"w": jnp.zeros(100)}, num_workers=8)
+        >>> [len(traffic.at(step)) for step in range(5)]
+        [0, 0, 0, 1, 0]
+        >>> traffic.bytes_sent(0, 8)  # 2 syncs, 2 * 7 / 8 * 404 bytes each
+        1414
+    """
+
+    entries: tuple[tuple[tuple[Due, ...], Collective], ...]
+
+    @classmethod
+    def of(
+        cls, tx: optax.GradientTransformation, params: Any, num_workers: int, **extra
+    ) -> "Traffic":
+        """Traces `tx.update` once, abstractly, on `num_workers` workers.
+
+        Args:
+            tx: a transformation whose rules were made for the axis name "worker" (or for the
+                pair `("worker", "local")`).
+            params: one worker's parameters: arrays or `jax.ShapeDtypeStruct`.
+            num_workers: W.
+            **extra: further extra arguments of one worker that the transformation needs; `step`,
+                `value`, `grad` and `probe_grad` are given already.
+        """
+
+        tx = optax.with_extra_args_support(tx)
+
+        def one(step, params, extra):
+            kwargs = {"value": jnp.float32(0), "grad": params, "probe_grad": params} | extra
+            return tx.update(params, tx.init(params), params, step=step, **kwargs)
+
+        stacked = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((num_workers, 1, *x.shape), x.dtype), (params, extra)
+        )
+        inner = jax.vmap(one, in_axes=(None, 0, 0), axis_name="local")
+        outer = jax.vmap(inner, in_axes=(None, 0, 0), axis_name="worker")
+        token = _TALLY.set(tally := _Tally())
+        try:
+            jax.eval_shape(outer, jax.ShapeDtypeStruct((), jnp.int32), *stacked)
+        finally:
+            _TALLY.reset(token)
+        return cls(tuple(tally.entries))
+
+    def at(self, step: int) -> list[Collective]:
+        """The collectives that run at `step`."""
+        return [c for due, c in self.entries if all(bool(d(np.int64(step))) for d in due)]
+
+    def bytes_sent(self, start: int, stop: int) -> int:
+        """Bytes that each worker sends in the steps `start <= step < stop`."""
+        steps = np.arange(start, stop)
+        total = 0
+        for due, collective in self.entries:
+            runs = np.ones(len(steps), bool)
+            for d in due:
+                runs &= np.asarray(d(steps))
+            total += int(runs.sum()) * collective.sent
+        return total
+
+
+_OPERATION = re.compile(
+    r"= (?P<type>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|"
+    r"all-to-all)(?P<start>-start)?\((?P<rest>.*)"
+)
+_ARRAY = re.compile(r"(pred|[a-z]+\d+)(?:e\w+)?\[([\d,]*)\]")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|\[(\d+)\])")
+
+
+def compiled(hlo: str) -> list[Collective]:
+    """Reads the collectives of a compiled program, as `f.lower(...).compile().as_text()` gives it.
+
+    Each operation is listed once, wherever it stands: those of a branch too, whether or not a step
+    takes it.
+
+    Args:
+        hlo: the text of the compiled module.
+
+    Returns:
+        The collectives in the order of the text.
+    """
+    found = []
+    for line in hlo.splitlines():
+        if (match := _OPERATION.search(line)) is None:
+            continue
+        arrays = _ARRAY.findall(match["type"])
+        if match["start"] and match["kind"] in ("all-gather", "collective-permute"):
+            arrays = arrays[len(arrays) // 2 :][:1]  # (operand, result[, contexts])
+        size = sum(_bytes(dtype, shape) for dtype, shape in arrays)
+        groups = _GROUPS.search(match["rest"])
+        members = 2
+        if groups:
+            members = len(groups[1].split(",")) if groups[1] else int(groups[2] or groups[3])
+        if match["kind"] == "reduce-scatter":
+            size *= members
+        found.append(Collective(match["kind"], size, members))
+    return found
+
+
+def _bytes(dtype: str, shape: str) -> int:
+    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    return math.prod(int(n) for n in shape.split(",") if n) * bits // 8

@@ -1,0 +1,218 @@
+"""Workers: the one place where a function for one worker meets a mesh of devices."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxdist.collectives import Axis
+
+Tree = Any
+P = PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """W workers on a mesh that has an axis named "worker"; further mesh axes lie inside a worker.
+
+    Each device (or sub-mesh) along "worker" holds k = W / mesh.shape["worker"] workers. One device
+    is a mesh of size 1 with k = W: there is no other single-device version of anything.
+
+    Args:
+        num: W, the number of workers.
+        mesh: the devices, with an axis "worker" whose size divides W.
+
+    Raises:
+        ValueError: if the mesh has no axis "worker", or its size does not divide `num`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxdist import Workers, collectives
+        >>> workers = Workers.create(4, devices=jax.devices()[:1])
+        >>> f = workers.spmd(lambda t, x: (t + 1, collectives.mean(x, workers.axis)[0]))
+        >>> f(0, jnp.array([1.0, 2.0, 3.0, 6.0]))[1].tolist()
+        [3.0, 3.0, 3.0, 3.0]
+    """
+
+    num: int
+    mesh: Mesh
+
+    def __post_init__(self):
+        if "worker" not in self.mesh.shape:
+            raise ValueError(f"mesh has axes {self.mesh.axis_names}; one must be named 'worker'")
+        if self.num < 1 or self.num % self.mesh.shape["worker"]:
+            raise ValueError(
+                f"num is {self.num}; it must be a positive multiple of the "
+                f"{self.mesh.shape['worker']} devices along the mesh axis 'worker'"
+            )
+
+    @classmethod
+    def create(
+        cls,
+        num: int,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        inner: Mapping[str, int] | None = None,
+    ) -> "Workers":
+        """Spreads `num` workers evenly over the devices.
+
+        Args:
+            num: W.
+            devices: the devices to use, all of JAX's if None.
+            inner: names and sizes of the mesh axes inside a worker, as `{"fsdp": 2}`.
+
+        Raises:
+            ValueError: if the devices cannot be divided evenly among the workers.
+        """
+        devices = jax.devices() if devices is None else list(devices)
+        inner = dict(inner or {})
+        inside = 1
+        for length in inner.values():
+            inside *= length
+        outer, rest = divmod(len(devices), inside)
+        if rest or not outer or num < 1 or num % outer:
+            raise ValueError(
+                f"num is {num} with {len(devices)} devices and inner {inner}; the devices must "
+                f"split into groups of {inside} whose number divides num: pass devices=, or "
+                f"choose a multiple of {max(outer, 1)} workers"
+            )
+        names = ("worker", *inner)
+        mesh = jax.make_mesh(
+            (outer, *inner.values()),
+            names,
+            axis_types=(AxisType.Auto,) * len(names),
+            devices=devices,
+        )
+        return cls(num, mesh)
+
+    @property
+    def per_device(self) -> int:
+        """k, the number of workers on each device along "worker"."""
+        return self.num // self.mesh.shape["worker"]
+
+    @property
+    def axis(self) -> Axis:
+        """The axis (name or pair of names) that rules are made with."""
+        return "worker" if self.per_device == 1 else ("worker", "local")
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """Of stacked arrays `[W, ...]`."""
+        return NamedSharding(self.mesh, P("worker"))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Of what all workers share."""
+        return NamedSharding(self.mesh, P())
+
+    def shardings(self, tree: Tree) -> Tree:
+        """The sharding of every leaf of a stacked tree.
+
+        `P("worker")`, and, where the mesh has axes inside a worker, their product on the leaf's
+        first further dimension that it divides.
+        """
+        inner = tuple(name for name in self.mesh.axis_names if name != "worker")
+        inside = self.mesh.size // self.mesh.shape["worker"]
+
+        def one(x):
+            spec = ["worker", *[None] * (len(x.shape) - 1)]
+            fits = [i for i, n in enumerate(x.shape) if i and n and n % inside == 0]
+            if inner and fits:
+                spec[fits[0]] = inner
+            return NamedSharding(self.mesh, P(*spec))
+
+        return jax.tree.map(one, tree)
+
+    def put(self, tree: Tree) -> Tree:
+        """Places a stacked tree `[W, ...]` on the mesh."""
+        return jax.device_put(tree, self.shardings(tree))
+
+    def put_shared(self, tree: Tree) -> Tree:
+        """Places a tree that all workers share on every device."""
+        return jax.device_put(tree, self.replicated)
+
+    def spmd(self, fn: Callable, *, donate_argnums: int | Sequence[int] = ()) -> Callable:
+        """Compiles a function of one worker into one program of all workers.
+
+        Args:
+            fn: `fn(shared, *per_worker) -> (shared, per_worker)`. Inside, every per-worker array is
+                one worker's (no leading axis), and `self.axis` is bound for `collectives` and
+                rules. `shared` must come out the same on all workers.
+            donate_argnums: arguments whose memory the results may reuse, as in `jax.jit`.
+
+        Returns:
+            The jitted function of stacked arrays `[W, ...]`.
+        """
+        k = self.per_device
+
+        def block(shared, *stacked):
+            if k == 1:
+                shared, out = fn(shared, *jax.tree.map(lambda x: x[0], stacked))
+                return shared, jax.tree.map(lambda x: x[None], out)
+            in_axes = (None, *[0] * len(stacked))
+            return jax.vmap(fn, in_axes, out_axes=(None, 0), axis_name="local")(shared, *stacked)
+
+        def program(shared, *stacked):
+            return jax.shard_map(
+                block,
+                mesh=self.mesh,
+                in_specs=(P(), *[P("worker")] * len(stacked)),
+                out_specs=(P(), P("worker")),
+                axis_names={"worker"},
+                check_vma=k == 1,
+            )(shared, *stacked)
+
+        return jax.jit(program, donate_argnums=donate_argnums)
+
+
+def unroll(fn: Callable) -> Callable:
+    """Makes `vmap` run `fn` as an unrolled loop, one call a worker.
+
+    Batched convolutions with a kernel for each worker are slow on CPU; the same ones written out
+    are not. For the gradient part of a step, which communicates nothing and is not differentiated.
+
+    Args:
+        fn: a function of pytrees of arrays, written for one worker.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> jax.vmap(unroll(lambda x: {"twice": 2 * x}))(jnp.arange(3))["twice"].tolist()
+        [0, 2, 4]
+    """
+    wrapped = custom_vmap(fn)
+
+    @wrapped.def_vmap
+    def rule(num, batched, *args):
+        def take(i):
+            return jax.tree.map(lambda x, b: x[i] if b else x, args, tuple(batched))
+
+        outs = [wrapped(*take(i)) for i in range(num)]
+        out = jax.tree.map(lambda *xs: jnp.stack(xs), *outs)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return wrapped
+
+
+def force_host_devices(num: int) -> None:
+    """Asks for `num` CPU devices; other platforms are left as they are.
+
+    Call it before JAX starts. Workers on their own host devices run several times faster than
+    batched on one.
+
+    Raises:
+        ValueError: if `num` < 1, or JAX has started with fewer CPU devices.
+    """
+    if num < 1:
+        raise ValueError(f"num is {num}; at least 1 device is needed")
+    try:
+        jax.config.update("jax_num_cpu_devices", num)
+    except RuntimeError:
+        have = len(jax.devices("cpu"))
+        if have < num:
+            raise ValueError(
+                f"num is {num}, but JAX has started with {have} CPU devices; call this first"
+            ) from None

@@ -1,0 +1,122 @@
+"""Every rule against its oracle, in every layout; and the golden vectors of the specification."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+from layouts import LAYOUTS, NUM_WORKERS
+
+from jaxdist import rules
+
+STEPS, LR = 20, 0.1
+HALVES = {8: [[0, 1, 2, 3], [4, 5, 6, 7]], 4: [[0, 1], [2, 3]]}
+UNEVEN = {8: [[0, 3, 6], [1], [2, 4, 5, 7]], 4: [[0, 2, 3], [1]]}
+
+
+def cases(num):
+    """Name -> (rule, its hyper-parameters, the oracle's if they differ)."""
+    grawa = {"period": 3, "strength": 0.5, "prox": 0.05}
+    leader = {"period": 4, "strength": 0.3, "prox": 0.1}
+    local = {"local_period": 2, "local_strength": 0.2, "local_prox": 0.05}
+    layers = lambda path: 0 if path == "b/kernel" else None
+    return {
+        "average_gradients": ("average_gradients", {}),
+        "local_sgd": ("local_sgd", {"period": 3}),
+        "local_sgd, period 1": ("local_sgd", {"period": 1}),
+        "post_local_sgd": ("post_local_sgd", {"period": 4, "after": 6}),
+        "hierarchical_sgd": ("hierarchical_sgd", {"periods": {2: 2, 6: num}}),
+        "easgd": ("easgd", {"period": 3}),
+        "easgd, alpha": ("easgd", {"period": 2, "alpha": 0.05}),
+        "eamsgd": ("eamsgd", {"period": 3, "momentum": 0.7}),
+        "lsgd": ("lsgd", leader),
+        "lsgd, groups": ("lsgd", leader | local | {"groups": HALVES[num]}),
+        "lsgd, uneven groups": ("lsgd", leader | local | {"groups": UNEVEN[num]}),
+        "mgrawa": ("mgrawa", grawa),
+        "mgrawa, l2": ("mgrawa", grawa | {"norm": "l2", "prox": 0.0}),
+        "mgrawa, probe": ("mgrawa", grawa | {"norm_source": "probe"}),
+        "lgrawa": ("lgrawa", grawa),
+        "lgrawa, probe": ("lgrawa", grawa | {"norm_source": "probe", "decay": 0.7}),
+        "lgrawa, layer_axis": (
+            "lgrawa",
+            grawa | {"layer_axis": layers},
+            grawa | {"slices": {1: (3, 4)}},
+        ),
+        "dppf": ("dppf", {"period": 3, "pull": 0.4, "push": 0.05}),
+    }
+
+
+def problem(num):
+    """x0, targets and probe gradients as trees of arrays, and the curvatures."""
+    rng = np.random.default_rng(num)
+    shapes = {"a": (5,), "b": {"kernel": (3, 4), "scale": ()}}
+    draw = lambda *lead: jax.tree.map(
+        lambda s: rng.normal(scale=0.5, size=(*lead, *s)),
+        shapes,
+        is_leaf=lambda s: isinstance(s, tuple),
+    )
+    x0 = jax.tree.map(lambda x: np.broadcast_to(x, (num, *x.shape)), draw())
+    return x0, draw(STEPS, num), draw(STEPS, num), np.linspace(0.5, 2.0, num)
+
+
+def flat(tree, lead):
+    return [np.reshape(x, (*x.shape[:lead], -1)).astype(np.float64) for x in jax.tree.leaves(tree)]
+
+
+@functools.cache
+def trajectories(layout):
+    """The parameters after 20 steps of every case, all compiled as one program."""
+    num = NUM_WORKERS[layout]
+    lay = LAYOUTS[layout](num)
+    x0, targets, probes, curvature = problem(num)
+    txs = {
+        name: rules.compose(optax.sgd(LR), rule, lay.axis, **hyper)
+        for name, (rule, hyper, *_) in cases(num).items()
+    }
+
+    def loss(x, target, c):
+        return sum(
+            0.5 * c * jnp.square(a - b).sum()
+            for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(target), strict=True)
+        )
+
+    def one(t, xs, states, target, probe, c):
+        for name, tx in txs.items():
+            value, grad = jax.value_and_grad(loss)(xs[name], target, c)
+            extra = {"value": value, "grad": grad, "probe_grad": probe, "unknown": t}
+            updates, states[name] = tx.update(grad, states[name], xs[name], step=t, **extra)
+            xs[name] = optax.apply_updates(xs[name], updates)
+        return t + 1, (xs, states)
+
+    put = lambda tree: lay.put(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree))
+    step = lay.spmd(one)
+    xs = {name: put(x0) for name in txs}
+    states = lay.put({name: jax.vmap(tx.init)(xs[name]) for name, tx in txs.items()})
+    t, c = jnp.int32(0), put(curvature)
+    for s in range(STEPS):
+        rows = [put(jax.tree.map(lambda x: x[s], tree)) for tree in (targets, probes)]
+        t, (xs, states) = step(t, xs, states, *rows, c)
+    return jax.tree.map(np.asarray, xs), jax.tree.map(np.asarray, states)
+
+
+@pytest.mark.parametrize("name", cases(8))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rule_matches_its_oracle(layout, name):
+    num = NUM_WORKERS[layout]
+    rule, *hypers = cases(num)[name]
+    x0, targets, probes, curvature = problem(num)
+    oracle = getattr(oracles, rule, None)
+    assert oracle or rule == "average_gradients"
+    want = oracles.run(
+        oracle, hypers[-1], flat(x0, 1), flat(targets, 2), flat(probes, 2), LR, curvature
+    )
+    got = flat(trajectories(layout)[0][name], 1)
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=0, atol=1e-6)
+
+
+def test_every_rule_has_a_case():
+    assert {rule for rule, *_ in cases(8).values()} == set(rules.RULES)
