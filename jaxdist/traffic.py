@@ -106,7 +106,6 @@ class Traffic:
             **extra: further extra arguments of one worker that the transformation needs; `step`,
                 `value`, `grad` and `probe_grad` are given already.
         """
-
         tx = optax.with_extra_args_support(tx)
 
         def one(step, params, extra):

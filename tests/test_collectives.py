@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from layouts import LAYOUTS, NUM_WORKERS
 
-from jaxdist import Workers, collectives, stacked, traffic
+from jaxdist import Workers, collectives, names
 from jaxdist.workers import force_host_devices, unroll
 
 
@@ -83,3 +83,84 @@ def test_every_collective_agrees_with_numpy_in_every_layout(layout):
         near(out["max"][members], x["b"][members].max(0))
     near(out["min"], x["b"].min(0))
     near(out["scalars"], weight)
+
+
+@pytest.mark.parametrize("num", [6, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_permutation_in_a_layout_with_several_workers_a_device(num, seed):
+    workers = Workers.create(num, devices=jax.devices()[:2])
+    source = np.random.default_rng(seed).permutation(num)
+    x = rows(num, 3)
+    f = workers.spmd(lambda s, x: (s, collectives.permute(x, workers.axis, source)))
+    np.testing.assert_array_equal(f(0, x)[1], x[source])
+
+
+def test_a_permutation_is_checked():
+    f = jax.vmap(lambda x: collectives.permute(x, "w", [0, 0, 2]), axis_name="w")
+    with pytest.raises(ValueError, match=r"source is \[0, 0, 2\]; it must be a permutation"):
+        f(jnp.ones((3, 2)))
+
+
+def test_a_group_that_straddles_devices_is_summed_too():
+    workers = Workers.create(6, devices=jax.devices()[:2])
+    groups = [[0, 1], [2, 3], [4, 5]]  # three workers on each device
+    f = workers.spmd(lambda s, x: (s, collectives.sum(x, workers.axis, groups)))
+    x = rows(6, 4)
+    want = np.repeat(x.reshape(3, 2, 4).sum(1), 2, 0)
+    np.testing.assert_allclose(f(0, x)[1], want, atol=1e-6)
+
+
+def test_a_weight_of_zero_leaves_out_what_is_not_finite():
+    x, w = jnp.array([1.0, jnp.nan, 3.0]), jnp.array([1.0, 0.0, 3.0])
+    mean, total = jax.vmap(lambda x, w: collectives.mean(x, "w", w), axis_name="w")(x, w)
+    np.testing.assert_allclose(mean, np.full(3, 2.5))
+    np.testing.assert_allclose(total, np.full(3, 4.0))
+
+
+def test_a_mean_of_bfloat16_is_summed_in_float32():
+    x = jnp.array([1.0, 1 / 256, 1 / 256, 1 / 256], jnp.bfloat16)  # lost one by one in bfloat16
+    mean = jax.vmap(lambda x: collectives.mean(x, "w")[0], axis_name="w")(x)
+    assert mean.dtype == jnp.bfloat16
+    assert float(mean[0]) == float(jnp.bfloat16((1 + 3 / 256) / 4))
+
+
+def test_unroll_calls_the_function_once_a_worker_and_keeps_what_is_shared():
+    calls = []
+
+    @unroll
+    def f(x, shared):
+        calls.append(x["a"].shape)
+        return {"y": x["a"] * shared}
+
+    x = {"a": jnp.arange(6.0).reshape(3, 2)}
+    got = jax.jit(jax.vmap(f, in_axes=(0, None)))(x, 2.0)["y"]
+    np.testing.assert_array_equal(got, 2 * x["a"])
+    assert set(calls) == {(2,)}
+
+
+def test_a_submesh_shards_the_first_dimension_that_it_divides():
+    workers = Workers.create(4, inner={"fsdp": 2})
+    tree = workers.put({"k": jnp.zeros((4, 3, 6)), "b": jnp.zeros((4, 5)), "s": jnp.zeros(4)})
+    spec = jax.tree.map(lambda x: x.sharding.spec, tree)
+    assert spec["k"][0] == "worker"
+    assert "fsdp" in str(spec["k"][2])
+    assert "fsdp" not in str((spec["b"], spec["s"]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Workers.create(6), r"num is 6 with 8 devices.*multiple of 8"),
+        (lambda: Workers.create(0), r"num is 0"),
+        (lambda: Workers.create(8, inner={"fsdp": 3}), r"groups of 3"),
+        (lambda: Workers(3, jax.make_mesh((2,), ("worker",))), r"num is 3; .* multiple of the 2"),
+        (lambda: Workers(2, jax.make_mesh((2,), ("data",))), r"one must be named 'worker'"),
+        (lambda: force_host_devices(0), r"num is 0"),
+        (lambda: force_host_devices(999), r"999, but JAX has started with 8 CPU devices"),
+        (lambda: names.lookup({"digits": 0}, "digit", "data set"), r"did you mean 'digits'"),
+    ],
+)
+def test_wrong_arguments_are_named(make, message):
+    jax.devices()
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,6 +1,7 @@
 """Every rule against its oracle, in every layout; and the golden vectors of the specification."""
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def trajectories(layout):
     states = lay.put({name: jax.vmap(tx.init)(xs[name]) for name, tx in txs.items()})
     t, c = jnp.int32(0), put(curvature)
     for s in range(STEPS):
-        rows = [put(jax.tree.map(lambda x: x[s], tree)) for tree in (targets, probes)]
+        rows = [put(jax.tree.map(operator.itemgetter(s), tree)) for tree in (targets, probes)]
         t, (xs, states) = step(t, xs, states, *rows, c)
     return jax.tree.map(np.asarray, xs), jax.tree.map(np.asarray, states)
 

@@ -1,10 +1,10 @@
 """Averaging: of gradients, or of parameters every now and then."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxdist import collectives
@@ -189,7 +189,7 @@ def _check_levels(levels):
     for period, size in levels:
         base.check_period("periods: period", period)
         base.check_period("periods: group size", size)
-    for (period, size), (longer, larger) in zip(levels, levels[1:], strict=False):
+    for (period, size), (longer, larger) in itertools.pairwise(levels):
         if longer <= period or larger <= size or larger % size:
             raise ValueError(
                 f"periods is {dict(levels)}; periods and group sizes must ascend and each size "

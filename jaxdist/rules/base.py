@@ -110,7 +110,7 @@ def healthy(x: Params) -> jax.Array:
 def pull(
     x: Params, target: Params, strength: float | jax.Array, ok: jax.Array | bool = True
 ) -> Params:
-    """x + strength (target - x), in float32 or wider; the target itself where `ok` is false.
+    """Returns x + strength (target - x), computed in float32 or wider; the target where not `ok`.
 
     A worker whose parameters are not finite so starts again from the target.
     """
@@ -129,6 +129,11 @@ def distance(x: Params, y: Params) -> jax.Array:
         lambda a, b: jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)).sum(), x, y
     )
     return jnp.sqrt(jax.tree.reduce(jnp.add, parts, jnp.float32(0)))
+
+
+def may_be_positive(value: float | jax.Array) -> bool:
+    """Whether `value` is positive, or an array (an injected hyper-parameter) that may become so."""
+    return isinstance(value, jax.Array) or value > 0
 
 
 def check_period(name: str, value: Any) -> None:

@@ -48,10 +48,10 @@ def mgrawa(
 ) -> optax.GradientTransformationExtraArgs:
     """MGRAWA: workers are pulled to a mean weighted by inverse gradient norms.
 
-    Every step:   x_i <- (1 - prox/period) x_i + (prox/period) C
+    Every step:   x_i <- x_i + (prox / period) (C - x_i)
     At a sync:    a_i = sum_l ||g_i,l||_2;  A_i <- decay A_i + (1 - decay) a_i
                   beta_i = (1 / A_i) / sum_j (1 / A_j);  C = sum_j beta_j x_j
-                  x_i <- (1 - strength) x_i + strength C
+                  x_i <- x_i + strength (C - x_i)
 
     C is the centre of the last sync, at first the initial parameters. With
     `norm_source="training"`, A is the running mean of the norms of the training gradients (extra
@@ -152,7 +152,7 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, c
     if decay is None:
         decay = 0.85 if norm_source == "training" else 0.9**8
     base.check_between("decay", decay, 0, 1 - 1e-9)
-    keep = isinstance(prox, jax.core.Tracer) or prox > 0
+    keep = base.may_be_positive(prox)
     training = norm_source == "training"
 
     def norms_of(grad):

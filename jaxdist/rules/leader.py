@@ -45,12 +45,12 @@ def lsgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Leader SGD: workers are pulled to the one with the least training loss.
 
-    Every step:         x_i <- (1 - prox/period) x_i + (prox/period) leader
-                        x_i <- (1 - local_prox/local_period) x_i + (local_prox/local_period) local_leader
+    Every step:         x_i <- x_i + (prox / period) (leader - x_i)
+                        x_i <- x_i + (local_prox / local_period) (local_leader - x_i)
     Every local_period: local_leader = the x_j of least loss in i's group
-                        x_i <- (1 - local_strength) x_i + local_strength local_leader
+                        x_i <- x_i + local_strength (local_leader - x_i)
     Every period:       leader = the x_j of least loss of all, after its local pull
-                        x_i <- (1 - strength) x_i + strength leader
+                        x_i <- x_i + strength (leader - x_i)
 
     The loss is the mean of the last `window` training losses (extra argument `value`); ties go to
     the lowest index. Before the first sync the leaders are the initial parameters. A worker whose
@@ -99,7 +99,8 @@ def lsgd(
     ]:
         base.check_between(name, value, 0, 1)
     groups = None if groups is None else _check_groups(groups)
-    keep, keep_local = _positive(prox), _positive(local_prox) and groups is not None
+    keep = base.may_be_positive(prox)
+    keep_local = groups is not None and base.may_be_positive(local_prox)
 
     def init(params):
         metrics = {"leader": jnp.int32(-1), "leader_distance": jnp.float32(0)}
@@ -149,10 +150,6 @@ def lsgd(
     if groups is not None:
         syncs.insert(0, (base.every(local_period), local_sync))
     return base.rule(init, *syncs, local=local)
-
-
-def _positive(value):
-    return isinstance(value, jax.core.Tracer) or value > 0
 
 
 def _check_groups(groups):

@@ -25,7 +25,8 @@ def dppf(
 
     x_i <- x_i + (xbar - x_i) (pull - push / ||x_i - xbar||_2)
 
-    The two balance at the distance push / pull. A worker at the mean stays there. Workers that are
+    The two balance at the distance push / pull. A worker at the mean, up to rounding, stays
+    there. Workers that are
     not finite are left out of the mean, and take it. Sends one all-reduce of d + 1 numbers a sync.
 
     Args:
@@ -55,7 +56,10 @@ def dppf(
         ok = base.healthy(x)
         center, _ = collectives.mean(x, axis, ok)
         apart = base.distance(x, center)
-        strength = pull - push / jnp.maximum(apart, 1e-12)
+        # A distance within the rounding of the mean has no direction to be pushed in.
+        eps = max(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(x))
+        noise = 16 * eps * base.distance(center, jax.tree.map(jnp.zeros_like, center))
+        strength = pull - jnp.where(apart > noise, push / apart, 0)
         return base.pull(x, center, strength, ok), state._replace(
             metrics={"center_distance": apart}
         )
