@@ -1,0 +1,56 @@
+"""Data: sources of examples, shards, samplers, augmentation and the loader.
+
+`DATASETS` and `SHARDS` are the tables that the command line, the tests and the docs read. A data
+set is one row in `DATASETS`: a factory of keyword options that returns a `Dataset`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxdist.data import shards
+from jaxdist.data.augment import make_augment, normalize
+from jaxdist.data.bundled import digit_sequences, digits
+from jaxdist.data.files import idx, npz, text
+from jaxdist.data.loader import Loader
+from jaxdist.data.sampler import Sampler, UniformSampler
+from jaxdist.data.sources import ArraySource, Dataset, Source, TokenSource, image_dataset
+from jaxdist.data.tfds import tfds
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "digit_sequences": digit_sequences,
+    "idx": idx,
+    "npz": npz,
+    "tfds": tfds,
+    "text": text,
+}
+"""Data sets by name: `factory(**options) -> Dataset`."""
+
+SHARDS: dict[str, Callable[..., list[np.ndarray]]] = {
+    "iid": shards.iid,
+    "dirichlet": shards.dirichlet,
+}
+"""Ways to divide a training set among workers: `factory(source, workers, seed, **options)`."""
+
+__all__ = [
+    "DATASETS",
+    "SHARDS",
+    "ArraySource",
+    "Dataset",
+    "Loader",
+    "Sampler",
+    "Source",
+    "TokenSource",
+    "UniformSampler",
+    "digit_sequences",
+    "digits",
+    "idx",
+    "image_dataset",
+    "make_augment",
+    "normalize",
+    "npz",
+    "shards",
+    "text",
+    "tfds",
+]
