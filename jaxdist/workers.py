@@ -30,7 +30,7 @@ class Workers:
         ValueError: if the mesh has no axis "worker", or its size does not divide `num`.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from jaxdist import Workers, collectives
         >>> workers = Workers.create(4, devices=jax.devices()[:1])
         >>> f = workers.spmd(lambda t, x: (t + 1, collectives.mean(x, workers.axis)[0]))

@@ -1,0 +1,1 @@
+"""Training runs and their configurations: `experiments.train`, `experiments.sweep`."""

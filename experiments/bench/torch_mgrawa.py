@@ -1,0 +1,196 @@
+"""MGRAWA written plainly in PyTorch: the peer of the throughput benchmark.
+
+Eight (or W) processes with one thread each, gloo between them, the usual ways to be fast on a CPU:
+channels_last, in-place ReLU, the fused optimizer, multi-tensor operations, one all-reduce a sync of
+all parameters as one array. The file is also what those processes run; only they import torch.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+PATIENCE = 5.0  # seconds that the processes have to end by themselves
+
+
+class TorchSide:
+    """The workers' processes: started once, asleep between two calls of `run`.
+
+    Args:
+        weights: the parameters that all workers start from, by name as "conv1/kernel", in JAX's
+            layouts (HWIO, and [in, out]).
+        images: float32 `[batches, W, B, H, W, C]`; step t uses batch t modulo their number.
+        labels: integers `[batches, W, B]`.
+        setting: "learning_rate", "momentum", "period", "strength", "prox" and "decay".
+
+    Raises:
+        ValueError: if torch is not installed.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, np.ndarray],
+        images: np.ndarray,
+        labels: np.ndarray,
+        setting: Mapping[str, float],
+    ):
+        if importlib.util.find_spec("torch") is None:
+            raise ValueError("torch is not installed: pip install torch, or jaxdist[bench]")
+        self._folder = tempfile.TemporaryDirectory(prefix="torch_mgrawa_")
+        folder = Path(self._folder.name)
+        np.savez(folder / "weights.npz", **weights)
+        num = images.shape[1]
+        for rank in range(num):
+            np.savez(folder / f"data{rank}.npz", images=images[:, rank], labels=labels[:, rank])
+        command = [sys.executable, __file__, str(folder), str(num), json.dumps(dict(setting))]
+        self._processes = [
+            subprocess.Popen(
+                [*command, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for rank in range(num)
+        ]
+
+    def __enter__(self) -> "TorchSide":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self._processes:
+            process.stdin.close()  # which ends it
+        deadline = time.monotonic() + PATIENCE
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        self._folder.cleanup()
+
+    def run(self, steps: int) -> float:
+        """All workers take `steps` more steps; returns the seconds until the last is done."""
+        start = time.perf_counter()
+        self._ask(f"run {steps}")
+        return time.perf_counter() - start
+
+    def weights(self) -> list[dict[str, np.ndarray]]:
+        """The parameters of each worker, named and laid out as those at the start."""
+        self._ask("save")
+        folder = Path(self._folder.name)
+        return [dict(np.load(folder / f"saved{rank}.npz")) for rank in range(len(self._processes))]
+
+    def version(self) -> str:
+        """The version of torch."""
+        return self._ask("version")[0]
+
+    def _ask(self, request: str) -> list[str]:
+        for process in self._processes:
+            print(request, file=process.stdin, flush=True)
+        answers = [process.stdout.readline().strip() for process in self._processes]
+        if not all(answers):
+            raise RuntimeError(f"worker {answers.index('')} of the PyTorch side has ended")
+        return answers
+
+
+def worker(folder: Path, num: int, setting: Mapping[str, float], rank: int) -> None:
+    """One worker: answers the requests on standard input until it is closed."""
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from torch.nn import functional as F
+
+    torch.set_num_threads(1)
+    where = f"file://{folder / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=num)
+    data = np.load(folder / f"data{rank}.npz")
+    images = [
+        torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        for x in data["images"]
+    ]
+    labels = list(torch.from_numpy(data["labels"].astype(np.int64)))
+
+    start = dict(np.load(folder / "weights.npz"))
+    layers = nn.ModuleDict()
+    for name in ("conv1", "conv2", "dense", "head"):
+        kernel = start[f"{name}/kernel"]
+        if kernel.ndim == 4:
+            layers[name] = nn.Conv2d(*kernel.shape[2:], kernel.shape[0], padding="same")
+        else:
+            layers[name] = nn.Linear(*kernel.shape)
+        layers[name].weight.data = torch.from_numpy(_swap(kernel, to_torch=True))
+        layers[name].bias.data = torch.from_numpy(start[f"{name}/bias"])
+    layers = layers.to(memory_format=torch.channels_last)
+    conv1, conv2, dense, head = layers.values()
+    params = list(layers.parameters())
+    period, prox = setting["period"], setting["prox"] / setting["period"]
+    strength, decay = setting["strength"], setting["decay"]
+    optimizer = torch.optim.SGD(
+        params,
+        lr=setting["learning_rate"],
+        momentum=setting["momentum"],
+        nesterov=True,
+        fused=True,
+    )
+    center = [p.detach().clone() for p in params]
+    norm, count, done = torch.zeros(()), 0, 0
+
+    def logits(x):
+        x = F.max_pool2d(F.relu_(conv1(x)), 2)
+        x = F.max_pool2d(F.relu_(conv2(x)), 2)
+        return head(F.relu_(dense(x.permute(0, 2, 3, 1).flatten(1))))
+
+    @torch.no_grad()
+    def sync():
+        u = 1 / (norm / (1 - decay**count)).clamp(min=1e-12)
+        flat = torch.cat([*(p.flatten() for p in params), torch.ones(1)]).mul_(u)
+        dist.all_reduce(flat)
+        mean = (flat[:-1] / flat[-1]).split([p.numel() for p in params])
+        torch._foreach_copy_(center, [m.view(p.shape) for m, p in zip(mean, params, strict=True)])
+        torch._foreach_lerp_(params, center, strength)
+
+    def step():
+        nonlocal norm, count, done
+        batch = done % len(images)
+        optimizer.zero_grad()
+        F.cross_entropy(logits(images[batch]), labels[batch]).backward()
+        optimizer.step()
+        done, count = done + 1, count + 1
+        with torch.no_grad():
+            total = torch.stack(torch._foreach_norm([p.grad for p in params])).sum()
+            norm = decay * norm + (1 - decay) * total
+            torch._foreach_lerp_(params, center, prox)
+        if done % period == 0:
+            sync()
+            norm, count = torch.zeros(()), 0
+
+    for request in sys.stdin:
+        what, *steps = request.split()
+        answer = "done"
+        if what == "run":
+            for _ in range(int(steps[0])):
+                step()
+        elif what == "save":
+            saved = {}
+            for name, layer in layers.items():
+                saved[f"{name}/kernel"] = _swap(layer.weight.detach().numpy(), to_torch=False)
+                saved[f"{name}/bias"] = layer.bias.detach().numpy()
+            np.savez(folder / f"saved{rank}.npz", **saved)
+        else:
+            answer = torch.__version__
+        print(answer, flush=True)
+
+
+def _swap(kernel: np.ndarray, *, to_torch: bool) -> np.ndarray:
+    """A kernel from JAX's layout to PyTorch's, or back."""
+    order = (1, 0) if kernel.ndim == 2 else (3, 2, 0, 1) if to_torch else (2, 3, 1, 0)
+    return np.ascontiguousarray(kernel.transpose(order))
+
+
+if __name__ == "__main__":
+    folder, num, setting, rank = sys.argv[1:]
+    worker(Path(folder), int(num), json.loads(setting), int(rank))

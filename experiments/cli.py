@@ -1,0 +1,73 @@
+"""What the commands share: a quick first look at the arguments, and errors without a traceback."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from experiments import configs
+
+T = TypeVar("T")
+
+
+def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> argparse.Namespace:
+    """Reads what decides which flags there are; answers `--list` and a bare `--help` at once.
+
+    Args:
+        parser: knows the command's own arguments, and nothing of a configuration's.
+        argv: the whole command line.
+        needed: the argument without which nothing can be done.
+
+    Returns:
+        The command's own arguments, unchecked but for `needed`.
+    """
+    parser.add_argument("--list", action="store_true", help="show the configurations and exit")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, or all the flags")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    known, _ = parser.parse_known_args(argv)
+    if known.list:
+        listed = configs.available()
+        width = max(map(len, listed))
+        print("\n".join(f"{name:{width}}  {line}" for name, line in listed.items()))
+        parser.exit()
+    if not getattr(known, needed):
+        if known.help:
+            parser.print_help()
+            parser.exit()
+        parser.error(f"--{needed} is needed; --list shows the configurations")
+    return known
+
+
+def parse(kind: type[T], argv: Sequence[str], prog: str) -> T:
+    """Reads the whole command line into `kind`, a dataclass."""
+    import tyro
+
+    return tyro.cli(kind, args=argv, prog=prog, use_underscores=True)
+
+
+def start(devices: int) -> None:
+    """Starts JAX: joins the other processes if there are any, else forces host devices on a CPU."""
+    import jax
+
+    from jaxdist.training import multihost
+    from jaxdist.workers import force_host_devices
+
+    multihost.initialize()
+    if not jax.distributed.is_initialized():
+        force_host_devices(devices)
+
+
+@contextlib.contextmanager
+def clean_errors(traceback: bool) -> Iterator[None]:
+    """Ends the program with one line and status 2 where an argument turns out to be wrong."""
+    try:
+        yield
+    except ValueError as error:
+        if traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None

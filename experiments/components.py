@@ -1,0 +1,159 @@
+"""Parts of a run chosen by name: a factory and its keyword options as a frozen dataclass.
+
+The dataclass is generated from the factory's signature and docstring, so that a new rule, model or
+data set has typed and documented flags on the command line without a line about it here.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import operator
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from experiments.optimizers import OPTIMIZERS, SCHEDULES
+from jaxdist.data import DATASETS, SHARDS
+from jaxdist.models import MODELS
+from jaxdist.names import lookup
+from jaxdist.rules import RULES
+
+SLOTS: dict[str, Mapping[str, Callable]] = {
+    "data": DATASETS,
+    "shards": SHARDS,
+    "model": MODELS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "rule": RULES,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component:
+    """A factory of one of the `SLOTS` with its keyword options; made by `component`."""
+
+    factory: ClassVar[str]
+    make: ClassVar[Callable]
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _freeze(getattr(self, field.name)))
+
+    def __call__(self, *args):
+        """What the factory makes of `args` and the options."""
+        return self.make(*args, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """The factory's keyword arguments."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def plain(self) -> dict[str, Any]:
+        """The factory's name and its options as plain JSON types."""
+        options = {name: _thaw(value) for name, value in self.options().items()}
+        return {"factory": self.factory} | options
+
+
+def component(slot: str, factory: str, **options) -> Component:
+    """Names a factory and some of its options; the others keep the factory's defaults.
+
+    Args:
+        slot: what the component is for, a key of `SLOTS`.
+        factory: the factory's name in that slot's table.
+        **options: keyword arguments of the factory.
+
+    Raises:
+        ValueError: for an unknown factory or option, with the nearest name, and for a missing one.
+
+    Example:
+        >>> component("rule", "mgrawa", period=16).period
+        16
+    """
+    kind = component_type(slot, factory, lookup(SLOTS[slot], factory, slot))
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in options:
+        lookup(fields, name, f"option of {slot} {factory!r}:")
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in options:
+            raise ValueError(f"{slot} {factory!r} needs the option {name!r}")
+    return kind(**options)
+
+
+@functools.cache
+def component_type(slot: str, name: str, factory: Callable) -> type[Component]:
+    """The dataclass of a factory's keyword-only arguments, their defaults and documentation."""
+    parameters = [
+        parameter
+        for parameter in inspect.signature(factory, eval_str=True).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    fields = []
+    for parameter in parameters:
+        default = dataclasses.MISSING
+        if parameter.default is not parameter.empty:
+            default = parameter.default
+        flag = _flag(parameter.annotation)
+        fields.append((parameter.name, flag, dataclasses.field(default=default)))
+    namespace = {"factory": name, "make": staticmethod(factory), "__doc__": _doc(name, factory)}
+    return dataclasses.make_dataclass(
+        name, fields, bases=(Component,), namespace=namespace, frozen=True, kw_only=True
+    )
+
+
+def _doc(name: str, factory: Callable) -> str:
+    """The docstring's first line and its Args section: what the command line shows as help."""
+    doc = inspect.getdoc(factory) or ""
+    first, arguments = doc.partition("\n")[0], doc.partition("\nArgs:\n")[2]
+    return f"{name}: {first}\n\nArgs:\n{arguments}"
+
+
+def _flag(annotation: Any) -> Any:
+    """The annotation as a flag: written in Python where words alone would be ambiguous."""
+    members = [part for part in _members(annotation) if typing.get_origin(part) is not Callable]
+    annotation = functools.reduce(operator.or_, members)
+    if not any(_nested(part) for part in members):
+        return annotation
+    literal = tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="LITERAL",
+        instance_from_str=lambda words: ast.literal_eval(words[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [repr(value)],
+    )
+    return Annotated[annotation, literal]
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the annotation alone."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _nested(annotation: Any) -> bool:
+    """Whether it is a mapping, or a sequence of sequences."""
+    origin = typing.get_origin(annotation)
+    if not isinstance(origin, type) or not issubclass(origin, Collection):
+        return False
+    inside = [typing.get_origin(part) for part in typing.get_args(annotation)]
+    return issubclass(origin, Mapping) or any(isinstance(part, type) for part in inside)
+
+
+def _freeze(value: Any) -> Any:
+    """`value` with tuples for lists, and integers for the keys that JSON made strings of."""
+    if isinstance(value, Mapping):
+        return {int(key) if str(key).isdecimal() else key: value[key] for key in value}
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(entry) for entry in value)
+    return value
+
+
+def _thaw(value: Any) -> Any:
+    """`value` in plain JSON types."""
+    if isinstance(value, Mapping):
+        return {str(key): entry for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return [_thaw(entry) for entry in value]
+    return value

@@ -1,0 +1,143 @@
+"""The configuration of a run, and what is built from it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+
+from experiments.components import SLOTS, Component, component
+from jaxdist import rules
+from jaxdist.data import Sampler, make_augment
+from jaxdist.names import lookup
+from jaxdist.training import Run
+from jaxdist.workers import Workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of the training images, drawn anew for each example and step."""
+
+    crop: int = 0
+    """Pixels of padding on each side before a random crop of the image's own size; 0: none."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    cutout: int = 0
+    """Side of a random square that is blanked, in pixels; 0: none."""
+
+    def make(self) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+        """The function `augment(x, key) -> x` of a batch, or None where nothing changes."""
+        return None if self == Augment() else make_augment(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides the numbers of a run."""
+
+    rule: Component
+    data: Component
+    model: Component
+    optimizer: Component = dataclasses.field(default_factory=lambda: component("optimizer", "sgd"))
+    schedule: Component = dataclasses.field(default_factory=lambda: component("schedule", "cosine"))
+    shards: Component = dataclasses.field(default_factory=lambda: component("shards", "iid"))
+    augment: Augment = Augment()
+
+    workers: int = 8
+    """Number of workers, W."""
+    batch_size: int = 32
+    """Examples per worker and step."""
+    learning_rate: float = 0.1
+    """Peak of the schedule."""
+    epochs: float = 10.0
+    """Length of the run: passes of each worker over its shard."""
+    steps: int | None = None
+    """Length of the run in steps; overrides epochs."""
+    seed: int = 0
+    """Decides the initial parameters, the shards, the batches and the augmentation."""
+    batch_norm: Literal["local", "average", "reestimate"] = "average"
+    """BatchNorm statistics to evaluate with: each worker's, their mean, or those of new batches."""
+    local: Literal["vmap", "unroll"] = "vmap"
+    """How the gradients of several workers on one device are computed."""
+    fsdp: int = 1
+    """Devices per worker, over which its parameters and its batch are split."""
+    eval_every: int = 100
+    """Steps between evaluations; 0: at the end only."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0: at the end only."""
+    tensorboard: bool = False
+    """Write TensorBoard events besides the JSON lines."""
+
+    def __post_init__(self):
+        for name in ("workers", "batch_size", "fsdp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from 1")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: allowed are integers from 1, or None")
+        for name in ("epochs", "learning_rate"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name}={getattr(self, name)}: allowed are numbers above 0")
+
+    def plain(self) -> dict[str, Any]:
+        """The whole configuration as plain JSON types; `from_plain` reads it back."""
+        plain = dataclasses.asdict(self)
+        return plain | {slot: getattr(self, slot).plain() for slot in SLOTS}
+
+
+def from_plain(plain: Mapping[str, Any]) -> Config:
+    """The configuration that `Config.plain` wrote down.
+
+    Raises:
+        ValueError: for a key, a factory or an option that does not exist, with the nearest name.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for name in plain:
+        lookup(fields, name, "config key")
+    parts = {slot: component(slot, **plain[slot]) for slot in SLOTS if slot in plain}
+    return Config(**plain | parts | {"augment": Augment(**plain.get("augment", {}))})
+
+
+def build(config: Config) -> Run:
+    """Builds what the run needs: workers, data, model and transformation.
+
+    Raises:
+        ValueError: from the part that a wrong value belongs to.
+    """
+    inner = {"fsdp": config.fsdp} if config.fsdp > 1 else None
+    workers = Workers.create(config.workers, devices=_devices(config), inner=inner)
+    dataset = config.data()
+    shards = config.shards(dataset.train, config.workers, config.seed)
+    per_epoch = Sampler(shards, config.batch_size, config.seed).steps_per_epoch
+    steps = config.steps or max(1, round(config.epochs * per_epoch))
+    rule, options = config.rule.factory, config.rule.options()
+    optimizer = config.optimizer(config.schedule(config.learning_rate, steps))
+    return Run(
+        workers=workers,
+        model=config.model(dataset.input_shape, dataset.num_classes),
+        dataset=dataset,
+        tx=rules.compose(optimizer, rule, workers.axis, **options),
+        rule=rule,
+        shards=shards,
+        batch_size=config.batch_size,
+        steps=steps,
+        seed=config.seed,
+        probe_period=options["period"] if options.get("norm_source") == "probe" else None,
+        augment=config.augment.make(),
+        local=config.local,
+        batch_norm=config.batch_norm,
+        eval_every=config.eval_every,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        tensorboard=config.tensorboard,
+        description=config.plain(),
+    )
+
+
+def _devices(config: Config) -> list[jax.Device]:
+    """All devices; of a CPU's forced ones, which may be too many, one for each worker's part."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu" and jax.process_count() == 1:
+        return devices[: config.workers * config.fsdp]
+    return devices

@@ -1,0 +1,63 @@
+"""Configurations: each file holds `config = ...` and says what it is for.
+
+Nothing here imports JAX before a configuration is loaded.
+"""
+
+import ast
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.config import Config
+
+_FOLDER = Path(__file__).parent
+_SHARED = ("__init__", "recipes")
+
+
+def available() -> dict[str, str]:
+    """The names of all configurations, with the first line of what each says about itself."""
+    files = sorted(file for file in _FOLDER.glob("*.py") if file.stem not in _SHARED)
+    docs = {file.stem: ast.get_docstring(ast.parse(file.read_text())) or "" for file in files}
+    return {name: doc.partition("\n")[0] for name, doc in docs.items()}
+
+
+def load(name: str) -> "Config":
+    """The configuration of that name, or in that file.
+
+    Args:
+        name: a key of `available()`, the path of a `.py` file that sets `config`, or that of the
+            `config.json` of a run.
+
+    Raises:
+        ValueError: if there is none; for a name it gives the nearest one.
+    """
+    from experiments.config import Config, from_plain
+
+    if name.endswith((".py", ".json")) and not Path(name).is_file():
+        raise ValueError(f"config={name!r} is not a file: allowed is a file or a config's name")
+    if name.endswith(".json"):
+        try:
+            plain = json.loads(Path(name).read_text())["config"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"config={name!r} is not the config.json of a run") from None
+        return from_plain(plain)
+    config = getattr(_module(name), "config", None)
+    if not isinstance(config, Config):
+        raise ValueError(f"config={name!r} does not set `config` to an experiments.config.Config")
+    return config
+
+
+def _module(name: str) -> ModuleType:
+    if name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    from jaxdist.names import lookup
+
+    lookup(available(), name, "config")
+    return importlib.import_module(f"{__name__}.{name}")

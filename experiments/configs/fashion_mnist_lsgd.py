@@ -1,0 +1,15 @@
+"""Leader SGD on Fashion-MNIST: 8 workers, LeNet-5.
+
+Data:      apt-get install dataset-fashion-mnist, or --data.path FOLDER with the four IDX files
+Command:   python -m experiments.train --config fashion_mnist_lsgd --workdir
+           runs/fashion_mnist_lsgd
+Hardware:  2 CPU cores
+Time:      ?
+Expected:  ?
+Source:    all hyper-parameters but the rule's defaults are ours; one period for all rules, so
+           that all send the same bytes
+"""
+
+from experiments.configs.recipes import fashion_mnist
+
+config = fashion_mnist("lsgd", period=16)

@@ -1,0 +1,15 @@
+"""MGRAWA on Fashion-MNIST: 8 workers, LeNet-5.
+
+Data:      apt-get install dataset-fashion-mnist, or --data.path FOLDER with the four IDX files
+Command:   python -m experiments.train --config fashion_mnist_mgrawa --workdir
+           runs/fashion_mnist_mgrawa
+Hardware:  2 CPU cores
+Time:      ?
+Expected:  ?
+Source:    all hyper-parameters but the rule's defaults are ours; one period for all rules, so
+           that all send the same bytes
+"""
+
+from experiments.configs.recipes import fashion_mnist
+
+config = fashion_mnist("mgrawa", period=16)

@@ -1,0 +1,14 @@
+"""Post-local SGD on MNIST: 8 workers, the CNN of two convolutions.
+
+Data:      tfds build mnist --file_format=array_record (once; needs jaxdist[prepare])
+Command:   python -m experiments.train --config mnist_post_local_sgd --workdir
+           runs/mnist_post_local_sgd
+Hardware:  one GPU, or 8 CPU cores
+Time:      not measured
+Expected:  not run to the end by us
+Source:    all hyper-parameters are ours
+"""
+
+from experiments.configs.recipes import mnist
+
+config = mnist("post_local_sgd", period=8, after=100)

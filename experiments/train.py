@@ -1,0 +1,88 @@
+"""Trains one configuration: `python -m experiments.train --config digits_mgrawa --workdir DIR`.
+
+`--list` shows the configurations; `--config NAME --help` shows all that can be changed in one.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from experiments import cli, configs
+
+PROG = "python -m experiments.train"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, trains, and prints how it went."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        usage=f"{PROG} --config NAME --workdir DIR [--rule.period 16 --seed 1 ...]",
+        description="Trains one configuration. The same command again resumes where it stopped.",
+        epilog="Every value of a configuration is a flag: --config NAME --help shows them all.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--config", help="name or file of a configuration")
+    parser.add_argument("--workdir", help="folder for metrics, plots and checkpoints")
+    given = cli.peek(parser, argv, "config")
+    with cli.clean_errors(given.traceback):
+        _train(argv, given.config)
+
+
+def _train(argv: Sequence[str], name: str) -> None:
+    import tyro
+
+    default = configs.load(name)
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Trains one configuration. The same command again resumes where it stopped."""
+
+        config: str
+        """Name of a configuration, or the path of one: a .py file, or the config.json of a run."""
+        workdir: Path
+        """Folder for metrics, plots and checkpoints."""
+        run: Annotated[type(default), tyro.conf.arg(name="")] = default
+        progress: bool = True
+        """Show a progress bar."""
+        traceback: bool = False
+        """Show where an error comes from."""
+
+    arguments = cli.parse(Arguments, argv, PROG)
+    cli.start(arguments.run.workers * arguments.run.fsdp)
+
+    from experiments.config import build
+    from jaxdist.training import multihost, train
+
+    summary = train(build(arguments.run), arguments.workdir, progress=arguments.progress)
+    if multihost.is_main():
+        report(summary, arguments.workdir)
+
+
+def report(summary: Mapping[str, Any], workdir: Path) -> None:
+    """Prints how a run ended, and where its files are."""
+    from rich.console import Console
+    from rich.text import Text
+
+    workers = summary["worker_accuracies"]
+    rows = {
+        "test accuracy": f"{summary['test_accuracy']:.4f}  at the mean of the workers",
+        "": f"{min(workers):.4f} to {max(workers):.4f}  of each worker alone",
+        "test loss": f"{summary['test_loss']:.4f}",
+        "consensus distance": f"{summary['consensus_distance']:.4g}",
+        "bytes sent": f"{summary['bytes_sent_per_worker']:,}  by each worker",
+        "time": f"{summary['seconds']:.1f} s for {summary['steps']} steps",
+        "plots": str(workdir.absolute() / "plots"),
+    }
+    console = Console(soft_wrap=True)
+    console.print()
+    for name, value in rows.items():
+        console.print(Text.assemble((f"{name:20}", "bold"), value))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Training: a run from its parts to its summary."""
+
+from jaxdist.training import multihost
+from jaxdist.training.evaluate import make_evaluate
+from jaxdist.training.loop import train
+from jaxdist.training.run import Run, cross_entropy
+from jaxdist.training.state import TrainState, create
+from jaxdist.training.step import make_step
+
+__all__ = [
+    "Run",
+    "TrainState",
+    "create",
+    "cross_entropy",
+    "make_evaluate",
+    "make_step",
+    "multihost",
+    "train",
+]

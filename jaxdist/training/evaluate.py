@@ -1,0 +1,135 @@
+"""Evaluation on the test set: of the mean of the workers, of each worker, and of the centre."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdist import collectives, models, rules, stacked
+from jaxdist.data import Loader, normalize
+from jaxdist.training.run import Run
+from jaxdist.training.state import RUN_ONCE, TrainState
+from jaxdist.workers import unroll
+
+CHUNK = 256
+"""Test examples that a worker evaluates at a time, or a training batch if that is more."""
+
+REESTIMATE_STEPS = 100
+"""Training batches of each worker, at most one epoch, that BatchNorm is re-estimated from."""
+
+
+def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
+    """Compiles the evaluation of a run's state.
+
+    Each worker evaluates its own parameters, with its own BatchNorm statistics, on the whole test
+    set, and on its part of it the candidates: the uniform mean of the workers that are finite, and
+    the centre if the rule keeps one, with the statistics that `run.batch_norm` asks for.
+
+    Args:
+        run: the run.
+
+    Returns:
+        A function of the state that gives "test_accuracy" and "test_loss" of the mean,
+        "worker_accuracies" (a list of W), "consensus_distance" and, with a centre,
+        "center_accuracy".
+    """
+    workers, num = run.workers, run.workers.num
+
+    def prepare(params, model_state, opt_state):
+        candidates = {"mean": stacked.mean(params)}
+        if (center := rules.center(opt_state)) is not None:
+            candidates["center"] = stacked.mean(center)
+        average = stacked.replicate(stacked.mean(model_state), num) if model_state else {}
+        statistics = average
+        if run.batch_norm == "local":
+            finite = lambda own, other: jnp.where(jnp.isfinite(own), own, other)
+            statistics = jax.tree.map(finite, model_state, average)
+        shared = candidates, stacked.consensus_distance(params)
+        totals = dict.fromkeys(["own", *candidates], jnp.zeros((num, 2)))
+        return shared, (dict.fromkeys(candidates, statistics), totals)
+
+    def refresh(shared, statistics, batch):
+        """Takes one more training batch into the candidates' BatchNorm statistics."""
+        candidates, count = shared
+        x = normalize(batch[0], run.dataset.mean, run.dataset.std)
+        return (), {
+            name: models.reestimate(run.model, params, statistics[name], x, count)
+            for name, params in candidates.items()
+        }
+
+    def forward(params, model_state, x, y, real):
+        """The number of right answers and the sum of losses over the examples that are real."""
+        x = normalize(x, run.dataset.mean, run.dataset.std)
+        logits, _ = run.model.apply(params, model_state, x, False)
+        right = (logits.argmax(-1) == y).reshape(len(y), -1).mean(1)
+        losses = jax.vmap(run.loss)(logits, y)
+        return jnp.stack([jnp.where(real, each, 0).sum() for each in (right, losses)])
+
+    if run.local == "unroll":
+        forward = unroll(forward)
+
+    def score(shared, own, statistics, totals):
+        candidates, chunk = shared
+        me = collectives.index(workers.axis)
+        part = [a.reshape(num, -1, *a.shape[1:])[me] for a in chunk]
+        scores = {"own": forward(*own, *chunk)}
+        for name, params in candidates.items():
+            scores[name] = forward(params, statistics[name], *part)
+        return (), jax.tree.map(jnp.add, totals, scores)
+
+    places = workers.replicated, workers.sharding
+    prepare = jax.jit(prepare, out_shardings=places, compiler_options=RUN_ONCE)
+    refresh = workers.spmd(refresh)
+    pool = jax.jit(lambda s: stacked.replicate(_pool(s), num), out_shardings=workers.sharding)
+    score = workers.spmd(score, donate_argnums=3)
+    gather = jax.jit(lambda totals: totals, out_shardings=workers.replicated)
+
+    def evaluate(state):
+        own = (state.params, state.model_state)
+        (candidates, distance), (statistics, totals) = prepare(*own, state.opt_state)
+        if run.batch_norm == "reestimate" and state.model_state:
+            load = Loader(run.dataset.train, run.sampler, run.batch_sharding)
+            for i in range(min(REESTIMATE_STEPS, run.sampler.steps_per_epoch)):
+                _, statistics = refresh((candidates, i), statistics, load(i))
+            statistics = pool(statistics)
+        for chunk in _chunks(run):
+            _, totals = score((candidates, chunk), own, statistics, totals)
+        number = len(run.dataset.test)
+        each = jax.tree.map(lambda a: np.asarray(a, np.float64) / number, gather(totals))
+        accuracy, loss = each["mean"].sum(0)
+        found = {
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "worker_accuracies": each["own"][:, 0],
+            "consensus_distance": np.asarray(distance),
+        }
+        if "center" in candidates:
+            found["center_accuracy"] = each["center"][:, 0].sum()
+        return {name: value.tolist() for name, value in found.items()}
+
+    return evaluate
+
+
+def _chunks(run: Run) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The test set in chunks (x, y, real) of one size that W divides; the last one is padded."""
+    source, num = run.dataset.test, run.workers.num
+    size = num * -(-min(len(source), max(CHUNK, run.batch_size)) // num)
+    for start in range(0, len(source), size):
+        index = np.arange(start, start + size)
+        real = index < len(source)
+        yield *source[np.where(real, index, 0)], real
+
+
+def _pool(statistics: Any) -> Any:
+    """BatchNorm statistics of all the workers' examples from those of each, `[W, ...]`.
+
+    mean = mean_i mean_i;  var = mean_i var_i + mean_i (mean_i - mean)^2
+    """
+    if not isinstance(statistics, dict):
+        return statistics.mean(0)
+    if statistics.keys() != {"mean", "var"}:
+        return {name: _pool(child) for name, child in statistics.items()}
+    mean, var = statistics["mean"], statistics["var"]
+    return {"mean": mean.mean(0), "var": var.mean(0) + mean.var(0)}

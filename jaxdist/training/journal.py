@@ -1,0 +1,128 @@
+"""What is written down about a run while it goes on."""
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdist import stacked
+from jaxdist.traffic import Traffic
+from jaxdist.training import multihost, record
+from jaxdist.training.metrics import MetricsWriter
+from jaxdist.training.progress import Show
+from jaxdist.training.run import Run
+from jaxdist.training.state import abstract
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The lines of the metrics file, each written once the step after it is on its way.
+
+    Every process keeps one, because what several processes hold is reduced by all of them; only
+    the main process writes.
+
+    Args:
+        run: the run.
+        workdir: its folder.
+        step: the steps that are done.
+        show: gets the lines of training metrics as well.
+    """
+
+    def __init__(self, run: Run, workdir: Path, step: int, show: Show):
+        self._run, self._show = run, show
+        self._writer = None
+        if multihost.is_main():
+            events = workdir / record.TENSORBOARD if run.tensorboard else None
+            self._writer = MetricsWriter(workdir / record.METRICS, step, events)
+        before = self._writer.last.get("seconds", 0.0) if self._writer else 0.0
+        self._began = time.monotonic() - before
+        self._mark: tuple[int, float] | None = None  # where the rate is counted from
+        self._previous = self._pending = None
+        self._bad = self._none_bad = np.zeros(run.workers.num, bool)
+        self._reported: set[int] = set()
+
+        def observe(params, metrics, bad):
+            distance = stacked.consensus_distance(params)
+            return {"consensus_distance": distance, **metrics, "nonfinite_workers": bad}
+
+        self._observe = jax.jit(observe, out_shardings=run.workers.replicated)
+        self._note = jax.jit(lambda bad, loss: bad | ~jnp.isfinite(loss))
+
+    @property
+    def seconds(self) -> float:
+        """Time since the run began, without that between an interruption and the resumption."""
+        return time.monotonic() - self._began
+
+    @functools.cached_property
+    def traffic(self) -> Traffic:
+        """What the run sends."""
+        params = abstract(self._run).params
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+        return Traffic.of(self._run.tx, one, self._run.workers.num)
+
+    def step(self, done: int, params: Any, metrics: dict[str, jax.Array]) -> None:
+        """Takes note of a step that is on its way, and waits for the one before it."""
+        if self._previous is not None:
+            jax.block_until_ready(self._previous)
+            self._mark = self._mark or (done - 1, time.monotonic())
+        self._write_pending()
+        self._previous = metrics["loss"]
+        self._bad = self._note(self._bad, metrics["loss"])
+        if done % self._run.log_every == 0 or done == self._run.steps:
+            self._pending = done, self._observe(params, metrics, self._bad)
+            self._bad = self._none_bad
+
+    @contextlib.contextmanager
+    def pause(self, done: int) -> Iterator[None]:
+        """For what is done between two steps: all lines so far are written, the rate waits."""
+        self._write_pending()
+        yield
+        self._mark = done, time.monotonic()
+
+    def evaluation(self, done: int, found: dict[str, Any]) -> None:
+        """Writes the line of an evaluation."""
+        if self._writer:
+            self._writer.write(self._head(done) | found)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._writer:
+            self._writer.close()
+
+    def _head(self, done: int) -> dict[str, Any]:
+        epoch = done / self._run.sampler.steps_per_epoch
+        return {"step": done, "epoch": round(epoch, 4), "seconds": round(self.seconds, 3)}
+
+    def _write_pending(self) -> None:
+        if self._pending is None:
+            return
+        (done, observed), self._pending = self._pending, None
+        if not self._writer:
+            return
+        found = {name: np.asarray(value) for name, value in observed.items()}
+        bad = np.flatnonzero(found.pop("nonfinite_workers")).tolist()
+        rate, self._mark = self._rate(done), (done, time.monotonic())
+        line = self._head(done) | {
+            "steps_per_second": rate,
+            "bytes_sent": self.traffic.bytes_sent(0, done),
+            **found,
+            "nonfinite_workers": bad,
+        }
+        self._writer.write(line)
+        self._show(line)
+        for worker in sorted(set(bad) - self._reported):
+            log.warning("worker %d: its loss is not finite (noticed at step %d)", worker, done)
+        self._reported = set(bad)
+
+    def _rate(self, done: int) -> float | None:
+        if self._mark is None or done <= self._mark[0]:
+            return None
+        return round((done - self._mark[0]) / (time.monotonic() - self._mark[1]), 3)

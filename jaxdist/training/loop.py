@@ -1,0 +1,106 @@
+"""The training loop: one run, from its start or its last checkpoint to its summary."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from jaxdist.data import Loader
+from jaxdist.training import multihost, plots, record
+from jaxdist.training.checkpoint import Checkpoints
+from jaxdist.training.evaluate import make_evaluate
+from jaxdist.training.journal import Journal
+from jaxdist.training.metrics import write_json
+from jaxdist.training.progress import progress as console
+from jaxdist.training.run import Run
+from jaxdist.training.state import TrainState, abstract, create
+from jaxdist.training.step import make_step
+
+
+def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, Any]:
+    """Trains, from the last checkpoint in the workdir if there is one.
+
+    The workdir receives `config.json`, `metrics.jsonl`, `checkpoints/` and, at the end,
+    `summary.json` and `plots/`. A run that is finished there is not trained again.
+
+    Args:
+        run: the run.
+        workdir: its folder; all processes must see the same one.
+        progress: whether to show how it goes.
+
+    Returns:
+        The summary: "rule", "workers", "steps", "test_accuracy", "test_loss",
+        "worker_accuracies", "center_accuracy" (if the rule keeps a centre), "consensus_distance",
+        "bytes_sent_per_worker" and "seconds".
+
+    Raises:
+        ValueError: if the workdir cannot be written, holds a run of another configuration or a
+            damaged checkpoint, or if that run is past `run.steps` already.
+    """
+    workdir = record.claim(workdir, run)
+    if (summary := record.finished(workdir, run)) is not None:
+        return summary
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(workdir / record.CHECKPOINTS, run.description)
+        stack.callback(checkpoints.close)
+        start, state = _begin(run, checkpoints)
+        main = multihost.is_main()
+        if main:
+            write_json(workdir / record.CONFIG, record.describe(run))
+        title = f"{run.rule}, {run.workers.num} workers"
+        show = stack.enter_context(console(title, start, run.steps, visible=progress and main))
+        journal = Journal(run, workdir, start, show)
+        stack.callback(journal.close)
+        state, found = _steps(run, state, start, journal, checkpoints)
+        summary = {
+            "rule": run.rule,
+            "workers": run.workers.num,
+            "steps": run.steps,
+            **found,
+            "bytes_sent_per_worker": journal.traffic.bytes_sent(0, run.steps),
+            "seconds": round(journal.seconds, 3),
+        }
+    if main:
+        plots.draw(workdir / record.METRICS, workdir / record.PLOTS)
+        write_json(workdir / record.SUMMARY, summary)
+    multihost.barrier("the run is finished")
+    return summary
+
+
+def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    if (start := checkpoints.latest()) is None:
+        return 0, create(run)
+    state = checkpoints.restore(abstract(run))
+    if start > run.steps:
+        raise ValueError(f"steps={run.steps}, but the workdir's run is at step {start} already")
+    return start, state
+
+
+def _steps(
+    run: Run, state: TrainState, start: int, journal: Journal, checkpoints: Checkpoints
+) -> tuple[TrainState, dict[str, Any]]:
+    """Trains from step `start` to the end, and evaluates there."""
+    sharding = run.batch_sharding
+    load = Loader(run.dataset.train, run.sampler, sharding)
+    load_probe = None
+    if run.probe_period is not None:
+        load_probe = Loader(run.dataset.train, run.probe_sampler, sharding)
+    step, evaluate = make_step(run), make_evaluate(run)
+    probe = found = None
+    for t in range(start, run.steps):
+        if load_probe and (probe is None or (t + 1) % run.probe_period == 0):
+            probe = load_probe(t)  # on the steps between, the last one stands in, not looked at
+        state, metrics = step(state, load(t), probe)
+        done = t + 1
+        journal.step(done, state.params, metrics)
+        if _due(done, run.eval_every, run.steps):
+            with journal.pause(done):
+                found = evaluate(state)
+                journal.evaluation(done, found)
+        if _due(done, run.checkpoint_every, run.steps):
+            with journal.pause(done):
+                checkpoints.save(state, done)
+    return state, found or evaluate(state)
+
+
+def _due(done: int, every: int, last: int) -> bool:
+    return done == last or (every > 0 and done % every == 0)

@@ -1,0 +1,103 @@
+"""The metrics file: one JSON object a line, kept whole across interruptions."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Line = dict[str, Any]
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a metrics file; none if there is no file, without a last line torn off midway.
+
+    Raises:
+        ValueError: if a line before the last one is no JSON object.
+    """
+    lines = path.read_text().split("\n") if path.exists() else []
+    complete, found = lines[:-1], []  # what follows the last newline was never finished
+    for number, text in enumerate(complete, 1):
+        try:
+            found.append(dict(json.loads(text)))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}:{number} is no JSON object: {text[:80]!r}") from None
+    return found
+
+
+class MetricsWriter:
+    """Appends lines to a metrics file, from where the resumed run stands.
+
+    Args:
+        path: the file; lines of steps after `step` are dropped.
+        step: the number of steps that are done.
+        tensorboard: a directory for TensorBoard events as well, or None.
+
+    Raises:
+        ValueError: if a line of the file, other than a torn last one, is no JSON object.
+
+    Attributes:
+        last: the last line in the file, empty if there is none.
+    """
+
+    def __init__(self, path: Path, step: int = 0, tensorboard: Path | None = None):
+        kept = [line for line in read(path) if line["step"] <= step]
+        write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+        self.last: Line = kept[-1] if kept else {}
+        self._file = path.open("a")
+        self._events = None
+        if tensorboard is not None:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(tensorboard), purge_step=step + 1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends one line, which has a key "step", and hands it to the operating system."""
+        self.last = {key: plain(value) for key, value in line.items()}
+        self._file.write(f"{json.dumps(self.last, allow_nan=False)}\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in line.items():
+                self._event(name, np.asarray(value, np.float64), line["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def _event(self, name: str, value: np.ndarray, step: int) -> None:
+        """Each finite number in `value` as a curve of its own."""
+        for index in np.argwhere(np.isfinite(value)):
+            tag = "/".join([name, *map(str, index)])
+            self._events.add_scalar(tag, value[tuple(index)], step)
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON types; a number that is not finite becomes null.
+
+    Example:
+        >>> plain(np.array([1.5, np.nan]))
+        [1.5, None]
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, indented, of which no reader ever sees a part."""
+    write_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that it is the old one or the new one at any time."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

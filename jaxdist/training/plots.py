@@ -1,0 +1,106 @@
+"""The plots of a run, drawn from its metrics file alone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdist.training import metrics
+
+Lines = Sequence[dict[str, Any]]
+
+
+def draw(metrics_file: Path, folder: Path) -> list[Path]:
+    """Draws loss and accuracy, consensus distance and, if the rule tells of them, its weights.
+
+    Args:
+        metrics_file: a run's `metrics.jsonl`.
+        folder: where the images go; it is made if need be.
+
+    Returns:
+        The images.
+    """
+    # imported here: a run's first step need not wait for it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = metrics.read(metrics_file)
+    folder.mkdir(exist_ok=True)
+    plots: dict[str, tuple[int, Callable[[Any, Lines], None]]] = {
+        "loss_and_accuracy": (2, _loss_and_accuracy),
+        "consensus_distance": (1, _consensus_distance),
+    }
+    if any(_weight_names(line) for line in lines):
+        plots["rule_weights"] = (1, _weights)
+    drawn = []
+    for name, (panels, plot) in plots.items():
+        figure = Figure(figsize=(6.4 * panels, 4.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, panels)
+        plot(axes, lines)
+        for panel in np.ravel(axes):
+            panel.set_xlabel("step")
+            panel.grid(alpha=0.3)
+            panel.margins(x=0.01)
+        drawn.append(folder / f"{name}.png")
+        figure.savefig(drawn[-1], dpi=120)
+    return drawn
+
+
+def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which a quantity was written, `[T]`, and its values, `[T]` or `[T, W]`.
+
+    Example:
+        >>> series([{"step": 1, "loss": [2.0, None]}, {"step": 2, "test_loss": 1.0}], "loss")[0]
+        array([1])
+    """
+    found = [line for line in lines if name in line]
+    values = np.array([line[name] for line in found], np.float64)  # null becomes NaN
+    return np.array([line["step"] for line in found], int), values
+
+
+def _loss_and_accuracy(axes: Any, lines: Lines) -> None:
+    loss, accuracy = axes
+    _band(loss, *series(lines, "loss"), "training, mean and range of the workers")
+    loss.plot(*series(lines, "test_loss"), "C3.-", label="test, mean of the workers")
+    loss.set_ylabel("loss (nats)")
+    loss.set_yscale("log")
+    _band(accuracy, *series(lines, "worker_accuracies"), "mean and range of the workers")
+    accuracy.plot(*series(lines, "test_accuracy"), "C3.-", label="model at the mean of the workers")
+    steps, center = series(lines, "center_accuracy")
+    if len(steps):
+        accuracy.plot(steps, center, "C2.--", label="model at the rule's centre")
+    accuracy.set_ylabel("test accuracy")
+    for panel in axes:
+        panel.legend()
+
+
+def _consensus_distance(axes: Any, lines: Lines) -> None:
+    axes.plot(*series([line for line in lines if "loss" in line], "consensus_distance"))
+    axes.set_ylabel("consensus distance")
+    axes.set_ylim(bottom=0)
+
+
+def _weights(axes: Any, lines: Lines) -> None:
+    names = next(found for line in lines if (found := _weight_names(line)))
+    steps, _ = series(lines, names[0])
+    weights = np.mean([series(lines, name)[1] for name in names], axis=0)
+    for worker, weight in enumerate(weights.T):
+        axes.plot(steps, weight, label=f"worker {worker}", lw=1)
+    axes.axhline(1 / weights.shape[1], color="black", lw=0.8, ls=":", label="uniform")
+    axes.set_ylabel("weight" if len(names) == 1 else "weight, mean of the layers")
+    if weights.shape[1] <= 16:
+        axes.legend(ncols=2, fontsize="small")
+
+
+def _weight_names(line: dict[str, Any]) -> list[str]:
+    return [name for name in line if name == "weight" or name.startswith("weight/")]
+
+
+def _band(axes: Any, steps: np.ndarray, values: np.ndarray, label: str) -> None:
+    if len(steps):
+        bad = np.isnan(values)
+        axes.plot(steps, np.where(bad, 0, values).sum(1) / (~bad).sum(1).clip(1), label=label)
+        low, high = np.where(bad, np.inf, values).min(1), np.where(bad, -np.inf, values).max(1)
+        axes.fill_between(steps, low, high, alpha=0.2)

@@ -1,0 +1,115 @@
+"""What a run is made of."""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxdist.data import Dataset, Sampler, UniformSampler
+from jaxdist.models import Model
+from jaxdist.names import lookup
+from jaxdist.workers import Workers
+
+LOCAL = ("vmap", "unroll")
+BATCH_NORM = ("local", "average", "reestimate")
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The mean softmax cross-entropy in nats of logits `[..., C]` and integer labels `[...]`."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Every built object that a training run needs.
+
+    Attributes:
+        workers: the W workers.
+        model: `init` and `apply` of one worker's model.
+        dataset: training and test examples.
+        tx: the optimizer with its rule, made for `workers.axis`.
+        rule: the rule's name, for the summary and the plots.
+        shards: for each worker the indices of its training examples.
+        batch_size: examples per worker and step.
+        steps: length of the run.
+        seed: decides the initial parameters, the batches and the augmentation.
+        probe_period: the rule gets a probe gradient on the steps with
+            `(step + 1) % probe_period == 0`; None where it needs none.
+        augment: `augment(x, key) -> x` on a batch of training examples, or None.
+        local: how the gradients of several workers on one device are computed, "vmap" or "unroll".
+        batch_norm: the statistics that averaged parameters are evaluated with: "local" (each
+            worker's own, on its part of the test set), "average" (the workers' mean) or
+            "reestimate" (those of training batches under the averaged parameters).
+        loss: `loss(logits, labels)`, a mean over examples.
+        eval_every: steps between evaluations; 0 for the end only.
+        log_every: steps between lines of metrics.
+        checkpoint_every: steps between checkpoints; 0 for the end only.
+        tensorboard: writes TensorBoard events besides the JSON lines.
+        description: the configuration as plain JSON types; a checkpoint resumes only under an
+            equal one.
+
+    Raises:
+        ValueError: for a value that is not allowed, or a batch larger than a worker's shard.
+    """
+
+    workers: Workers
+    model: Model
+    dataset: Dataset
+    tx: optax.GradientTransformationExtraArgs
+    rule: str
+    shards: list[np.ndarray]
+    batch_size: int
+    steps: int
+    seed: int = 0
+    probe_period: int | None = None
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    local: str = "vmap"
+    batch_norm: str = "average"
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy
+    eval_every: int = 100
+    log_every: int = 10
+    checkpoint_every: int = 500
+    tensorboard: bool = False
+    description: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        least = {"batch_size": 1, "steps": 1, "log_every": 1, "eval_every": 0}
+        for name, low in (least | {"checkpoint_every": 0, "seed": 0}).items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from {low}")
+        if self.probe_period is not None and self.probe_period < 1:
+            raise ValueError(f"probe_period={self.probe_period}: allowed are integers from 1, None")
+        for name, allowed in {"local": LOCAL, "batch_norm": BATCH_NORM}.items():
+            lookup(dict.fromkeys(allowed), getattr(self, name), name)
+        if len(self.shards) != self.workers.num:
+            raise ValueError(
+                f"shards has {len(self.shards)} entries; there must be one for each of the "
+                f"{self.workers.num} workers"
+            )
+        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise ValueError("tensorboard=True needs tensorboardX: pip install tensorboardX")
+        if self.batch_norm == "reestimate" and self.model.statistics is None:
+            raise ValueError("batch_norm='reestimate' needs a model with `statistics`")
+        Sampler(self.shards, self.batch_size, self.seed)  # checks the batch against the shards
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """Which training examples each worker sees at each step."""
+        return Sampler(self.shards, self.batch_size, self.seed)
+
+    @functools.cached_property
+    def probe_sampler(self) -> UniformSampler:
+        """Which examples of the whole training set each worker sees in its probe batches."""
+        num = len(self.dataset.train)
+        return UniformSampler(num, self.workers.num, self.batch_size, self.seed)
+
+    @property
+    def batch_sharding(self) -> jax.sharding.Sharding:
+        """How a batch `[W, B, ...]` lies on the devices."""
+        rows = jax.ShapeDtypeStruct((self.workers.num, self.batch_size), np.int32)
+        return self.workers.shardings(rows)

@@ -1,0 +1,54 @@
+"""The state of a run: all that a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdist import stacked
+from jaxdist.training.run import Run
+
+RUN_ONCE = {"xla_backend_optimization_level": 1}
+"""For a program that runs once: on CPU half the time to compile, and the same numbers."""
+
+
+class TrainState(NamedTuple):
+    """One run between two steps.
+
+    Attributes:
+        step: the number of steps done, int32 `[]`.
+        key: the base key; worker i at step t uses `fold_in(fold_in(key, t), i)`.
+        params: the workers' parameters, `[W, ...]`.
+        model_state: the workers' other variables (BatchNorm statistics), `[W, ...]`.
+        opt_state: the workers' optimizer and rule states, `[W, ...]`.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+
+
+def create(run: Run) -> TrainState:
+    """The state at step 0: all workers start from the same parameters."""
+    place = jax.tree.map(lambda x: x.sharding, abstract(run))
+    return jax.jit(lambda: _initial(run), out_shardings=place, compiler_options=RUN_ONCE)()
+
+
+def abstract(run: Run) -> TrainState:
+    """The shapes, types and shardings of the run's state, without computing it."""
+    shapes = jax.eval_shape(lambda: _initial(run))
+    shared, own = shapes[:2], shapes[2:]
+    place = (*[run.workers.replicated] * len(shared), *run.workers.shardings(own))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        TrainState(*place),
+    )
+
+
+def _initial(run: Run) -> TrainState:
+    init_key, key = jax.random.split(jax.random.key(run.seed))
+    params, model_state = stacked.replicate(run.model.init(init_key), run.workers.num)
+    return TrainState(jnp.int32(0), key, params, model_state, jax.vmap(run.tx.init)(params))

@@ -1,0 +1,328 @@
+"""The command line, the configurations and the comparison of runs."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import configs, sweep, train
+from experiments.components import SLOTS, component
+from experiments.config import Config, build, from_plain
+from jaxdist import stacked
+from jaxdist.rules import RULES
+from jaxdist.traffic import Traffic
+from jaxdist.training import state
+from jaxdist.training.step import make_step
+
+NAMES = list(configs.available())
+DIGITS = [name for name in NAMES if name.startswith("digits_")]
+IMAGES = {
+    "mnist": {"size": 28},
+    "cifar10": {"size": 32, "channels": 3},
+    "cifar100": {"size": 32, "channels": 3},
+    "imagenet2012": {"size": 64, "channels": 3},
+}
+"""The shapes of data sets that must be prepared first (ImageNet's smaller, for the memory)."""
+
+
+def stand_in(config: Config) -> Config:
+    """The configuration on bundled data of the shape of its own."""
+    if config.data.factory == "tfds":
+        return dataclasses.replace(
+            config, data=component("data", "digits", **IMAGES[config.data.name])
+        )
+    if config.data.factory == "idx":
+        return dataclasses.replace(config, data=component("data", "digits", size=28))
+    return config
+
+
+def traffic(run):
+    params, _ = jax.eval_shape(run.model.init, jax.random.key(0))
+    return Traffic.of(run.tx, params, run.workers.num)
+
+
+def fails(capsys, main, *argv) -> str:
+    """What a command that must end with status 2 says, which must not be a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in argv])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that the commands would have trained."""
+    runs = []
+
+    def instead(run, workdir, *, progress=True):
+        runs.append(run)
+        raise ValueError("stopped by the test")
+
+    monkeypatch.setattr("jaxdist.training.train", instead)
+    return runs
+
+
+def test_there_is_a_config_for_every_rule_and_data_set():
+    wanted = {f"{data}_{rule}" for data in ("digits", "mnist", "cifar10") for rule in RULES}
+    assert wanted <= set(NAMES)
+    for name in wanted:
+        assert configs.load(name).rule.factory == name.partition("_")[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_tells_command_hardware_time_and_result(name):
+    doc = configs._module(name).__doc__
+    assert f"--config {name} " in doc
+    assert all(f"\n{label}:" in doc for label in ("Command", "Hardware", "Time", "Expected"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_survives_json(name):
+    config = configs.load(name)
+    assert from_plain(json.loads(json.dumps(config.plain()))) == config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_builds_and_its_step_traces(name):
+    run = build(stand_in(configs.load(name)))
+    before = state.abstract(run)
+    rows = [run.sampler.indices(worker, 0) for worker in range(run.workers.num)]
+    batch = jax.tree.map(lambda *xs: np.stack(xs), *[run.dataset.train[row] for row in rows])
+    after, metrics = jax.eval_shape(make_step(run), before, batch)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(after) == shapes(before)
+    assert metrics["loss"].shape == (run.workers.num,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "digits_mgrawa" else pytest.param(name, marks=pytest.mark.slow)
+        for name in DIGITS
+    ],
+)
+def test_digits_config_trains(name, tmp_path, capsys):
+    train.main(["--config", name, "--workdir", str(tmp_path), "--steps", "3", "--no-progress"])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 3
+    assert 0 <= summary["test_accuracy"] <= 1
+    config = configs.load(str(tmp_path / "config.json"))
+    assert config == dataclasses.replace(configs.load(name), steps=3)
+    run = build(config)
+    assert summary["bytes_sent_per_worker"] == traffic(run).bytes_sent(0, 3)
+    said = capsys.readouterr().out
+    assert f"{summary['test_accuracy']:.4f}" in said
+    assert f"{summary['bytes_sent_per_worker']:,}" in said
+    assert str(tmp_path / "plots") in said
+    assert list((tmp_path / "plots").glob("*.png"))
+
+
+def test_overrides_reach_the_rule_and_the_run(trained, capsys, tmp_path):
+    words = "--rule.period 3 --rule.strength 0.25 --seed 5 --steps 12 --workers 4 --batch-size 8"
+    said = fails(
+        capsys, train.main, "--config", "digits_mgrawa", "--workdir", tmp_path, *words.split()
+    )
+    assert said == "error: stopped by the test\n"
+    (run,) = trained
+    assert (run.seed, run.steps, run.workers.num, run.batch_size) == (5, 12, 4, 8)
+    sends = [step for step in range(12) if traffic(run).at(step)]
+    assert sends == [2, 5, 8, 11]
+    assert run.description["rule"]["strength"] == 0.25
+    assert run.probe_period is None
+
+
+def test_options_of_every_kind_can_be_written_as_flags(trained, capsys, tmp_path):
+    flags = {
+        "digits_hierarchical_sgd": ("--rule.periods", "{4: 2, 8: 4, 16: 8}"),
+        "digits_lsgd": ("--rule.groups", "[[0, 1, 2], [3, 4, 5, 6, 7]]"),
+        "digits_mgrawa": ("--rule.norm_source", "probe"),
+        "digits_lgrawa": ("--model.widths", "16", "32"),
+        "digits_easgd": ("--rule.alpha", "0.05"),
+    }
+    for name, words in flags.items():
+        fails(capsys, train.main, "--config", name, "--workdir", tmp_path, *words)
+    grouped, led, probed, wide, elastic = (from_plain(run.description) for run in trained)
+    assert grouped.rule.periods == {4: 2, 8: 4, 16: 8}
+    assert led.rule.groups == ((0, 1, 2), (3, 4, 5, 6, 7))
+    assert trained[2].probe_period == probed.rule.period
+    assert wide.model.widths == (16, 32)
+    assert elastic.rule.alpha == 0.05
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("--rule.perod", "4"), "--rule.period"),
+        (("--rule.period", "four"), "--rule.period"),
+        (("--batch_norm", "running"), "reestimate"),
+        (("--rule.period", "0"), "period is 0"),
+        (("--rule.strength", "1.5"), "strength is 1.5"),
+        (("--rule.norm", "l3"), "sum_of_leaf_norms"),
+        (("--batch_size", "1000"), "batch_size=1000"),
+        (("--workers", "0"), "workers=0"),
+        (("--epochs", "-1"), "epochs=-1.0"),
+        (("--steps", "0"), "steps=0"),
+        (("--learning_rate", "nan"), "learning_rate=nan"),
+        (("--optimizer.momentum", "1.5"), "momentum=1.5"),
+        (("--schedule.warmup", "2"), "warmup=2.0"),
+        (("--augment.crop", "-1"), "crop=-1"),
+        (("--data.size", "3"), "size=3"),
+    ],
+)
+def test_wrong_values_are_named(capsys, tmp_path, words, answer):
+    said = fails(capsys, train.main, "--config", "digits_mgrawa", "--workdir", tmp_path, *words)
+    assert answer in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_configs_are_named(capsys, tmp_path):
+    run = lambda name, *words: fails(
+        capsys, train.main, "--config", name, "--workdir", tmp_path, *words
+    )
+    assert "did you mean 'digits_mgrawa'" in run("digits_mgrwa")
+    assert "is not a file" in run(str(tmp_path / "absent.py"))
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    assert "does not set `config`" in run(str(empty))
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert "is not the config.json of a run" in run(str(other))
+    missing = tmp_path / "nowhere"
+    assert str(missing) in run("fashion_mnist_mgrawa", "--data.path", missing)
+    assert "--config" in fails(capsys, train.main, "--workdir", tmp_path)
+    assert "--workdir" in fails(capsys, train.main, "--config", "digits_mgrawa")
+
+
+def test_alpha_too_large_for_the_workers_is_named(capsys, tmp_path):
+    words = ["--rule.alpha", "0.3", "--no-progress"]
+    said = fails(capsys, train.main, "--config", "digits_easgd", "--workdir", tmp_path, *words)
+    assert "alpha" in said
+    assert "0.3" in said
+
+
+def test_config_may_be_a_file_of_ones_own(trained, capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from experiments.configs.recipes import digits\nconfig = digits('mgrawa', period=5)\n"
+    )
+    fails(capsys, train.main, "--config", file, "--workdir", tmp_path, "--rule.strength", "1")
+    assert trained[0].description["rule"]["period"] == 5
+
+
+def test_help_names_every_flag_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--config", "digits_mgrawa", "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for flag in ("--workdir", "--workers", "--rule.period", "--model.widths", "--augment.flip"):
+        assert flag in said
+    assert "steps from one sync to the next" in said
+    config = configs.load("digits_mgrawa")
+    assert all(f"{getattr(config, slot).factory}:" in said for slot in SLOTS if slot != "shards")
+
+
+def test_list_shows_every_config(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--list"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()] == NAMES
+
+
+def test_every_option_of_every_factory_is_documented():
+    """What has no line in the Args section has no help on the command line."""
+    needed = {"path": "x", "name": "x", "periods": {1: 1}}
+    for slot, table in SLOTS.items():
+        for name, factory in table.items():
+            for option in component(slot, name, **_required(factory, needed)).options():
+                assert re.search(rf"^ +{option}: \S", factory.__doc__, re.MULTILINE), (name, option)
+
+
+def _required(factory, values):
+    import inspect
+
+    parameters = inspect.signature(factory).parameters.values()
+    return {
+        p.name: values[p.name]
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+    }
+
+
+def test_component_rejects_what_does_not_exist():
+    with pytest.raises(ValueError, match="did you mean 'mgrawa'"):
+        component("rule", "mgrwa")
+    with pytest.raises(ValueError, match="did you mean 'period'"):
+        component("rule", "mgrawa", perod=3)
+    with pytest.raises(ValueError, match="needs the option 'path'"):
+        component("data", "idx")
+    with pytest.raises(ValueError, match="did you mean 'seed'"):
+        from_plain(configs.load("digits_mgrawa").plain() | {"sed": 1})
+
+
+@pytest.mark.parametrize("name", list(SLOTS["schedule"]))
+def test_schedules_rise_to_the_learning_rate_and_end_below_it(name):
+    schedule = component("schedule", name, warmup=0.1)(0.5, 100)
+    rates = np.array([schedule(step) for step in range(100)])
+    assert rates[0] == 0
+    assert np.isclose(rates[10], 0.5)
+    assert np.isclose(rates.max(), 0.5)
+    assert rates[99] < 0.01 or name == "constant"
+
+
+def test_sweep_compares_and_resumes(tmp_path, capsys):
+    words = "--configs digits_local_sgd digits_mgrawa --seeds 0 1 --steps 4 --eval_every 2"
+    argv = [*words.split(), "--rule.period", "2", "--workdir", str(tmp_path), "--no-progress"]
+    sweep.main(argv)
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert set(found) == {"digits_local_sgd", "digits_mgrawa"}
+    for name, of in found.items():
+        summaries = [
+            json.loads((tmp_path / name / f"seed_{seed}" / "summary.json").read_text())
+            for seed in (0, 1)
+        ]
+        values = [summary["test_accuracy"] for summary in summaries]
+        assert of["test_accuracy"]["values"] == values
+        assert np.isclose(of["test_accuracy"]["mean"], np.mean(values))
+        assert np.isclose(of["test_accuracy"]["std"], np.std(values, ddof=1))
+        assert values[0] != values[1]
+        assert of["rule"]["period"] == 2
+    table = (tmp_path / "comparison.md").read_text()
+    assert all(name in table for name in found)
+    assert table in capsys.readouterr().out
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+
+    files = sorted(tmp_path.glob("*/seed_*/*.json*"))
+    before = {file: file.stat().st_mtime_ns for file in files if file.name != "config.json"}
+    sweep.main(argv)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_sweep_expands_patterns_and_names_wrong_configs(capsys, tmp_path):
+    assert sweep._expand(["digits_*", "digits_mgrawa"]) == DIGITS
+    said = fails(capsys, sweep.main, "--configs", "digits_mgrwa", "--workdir", tmp_path)
+    assert "did you mean 'digits_mgrawa'" in said
+
+
+def test_bytes_budget_gives_the_shortest_period_that_keeps_to_it():
+    config = dataclasses.replace(configs.load("digits_mgrawa"), steps=60)
+    sent = lambda period: traffic(
+        build(dataclasses.replace(config, rule=dataclasses.replace(config.rule, period=period)))
+    ).bytes_sent(0, 60)
+    chosen = sweep.within(config, budget=sent(7)).rule.period
+    assert sent(chosen) <= sent(7) < sent(chosen - 1)
+    with pytest.raises(ValueError, match="sends at least"):
+        sweep.within(config, budget=10)
+    with pytest.raises(ValueError, match="no period"):
+        sweep.within(configs.load("digits_average_gradients"), budget=1e9)
+
+
+def test_fsdp_splits_each_worker(tmp_path):
+    run = build(dataclasses.replace(configs.load("digits_mgrawa"), workers=4, fsdp=2))
+    assert dict(run.workers.mesh.shape) == {"worker": 4, "fsdp": 2}
+    assert stacked.worker(state.create(run).params, 0)
