@@ -1,7 +1,6 @@
 """Compares finished runs: one plot, one table, one JSON file."""
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ def write(workdir: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
     """
     folders = {name: [workdir / name / f"seed_{seed}" for seed in seeds] for name in names}
     found = {name: summarize(runs) | {"seeds": list(seeds)} for name, runs in folders.items()}
-    (workdir / "comparison.json").write_text(json.dumps(found, indent=2) + "\n")
+    metrics.write_json(workdir / "comparison.json", found)
     (workdir / "comparison.md").write_text(table(found))
     plot(folders, workdir / "comparison.png")
     print(f"\n{table(found)}\n{workdir / 'comparison.png'}")
@@ -45,15 +44,22 @@ def summarize(runs: Sequence[Path]) -> dict[str, Any]:
     found: dict[str, Any] = {"rule": config["rule"], "steps": summaries[0]["steps"]}
     for measure in MEASURES:
         if measure in summaries[0]:
-            values = [summary[measure] for summary in summaries]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            found[measure] = {"mean": statistics.mean(values), "std": spread, "values": values}
+            values = np.array([summary[measure] for summary in summaries], float)  # null is NaN
+            spread = values.std(ddof=1) if len(values) > 1 else 0.0
+            found[measure] = {"mean": values.mean(), "std": spread, "values": values}
     return found
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table, the best mean test accuracy first."""
-    head = ("configuration", "test accuracy", "at the centre", "consensus distance", "MB sent", "s")
+    head = (
+        "configuration",
+        "test accuracy",
+        "at the centre",
+        "consensus distance",
+        "MB sent",
+        "seconds",
+    )
     rows = [head, ("---",) * len(head)]
     for name, of in sorted(found.items(), key=lambda item: -item[1]["test_accuracy"]["mean"]):
         rows.append(
@@ -67,9 +73,9 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
             )
         )
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    seeds = len(next(iter(found.values()))["seeds"])
+    seeds = ", ".join(str(seed) for seed in next(iter(found.values()))["seeds"])
     note = (
-        f"Mean +- standard deviation over {seeds} seeds. MB sent: by each worker, in the whole run."
+        f"Mean +- standard deviation over seeds {seeds}; MB sent by each worker in the whole run."
     )
     return "\n".join([*lines, "", note, ""])
 

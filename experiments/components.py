@@ -5,6 +5,7 @@ data set has typed and documented flags on the command line without a line about
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -111,34 +112,51 @@ def _doc(name: str, factory: Callable) -> str:
 
 
 def _flag(annotation: Any) -> Any:
-    """The annotation as a flag: written in Python where words alone would be ambiguous."""
-    members = [part for part in _members(annotation) if typing.get_origin(part) is not Callable]
+    """The annotation as a flag: a Python literal where words alone would be ambiguous."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = typing.get_args(annotation) if is_union else (annotation,)
+    members = [part for part in members if typing.get_origin(part) is not Callable]
     annotation = functools.reduce(operator.or_, members)
-    if not any(_nested(part) for part in members):
+    if not any(_is_nested(part) for part in members):
         return annotation
+
+    def read(words: list[str]) -> Any:
+        with contextlib.suppress(SyntaxError, ValueError):
+            value = ast.literal_eval(words[0])
+            if any(_fits(value, part) for part in members):
+                return value
+        allowed = str(annotation).replace("collections.abc.", "")
+        raise ValueError(f"{words[0]!r}: allowed is a Python literal of type {allowed}")
+
     literal = tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="LITERAL",
-        instance_from_str=lambda words: ast.literal_eval(words[0]),
-        is_instance=lambda value: True,
+        instance_from_str=read,
+        is_instance=lambda value: any(_fits(value, part) for part in members),
         str_from_instance=lambda value: [repr(value)],
     )
     return Annotated[annotation, literal]
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the annotation alone."""
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
-def _nested(annotation: Any) -> bool:
+def _is_nested(annotation: Any) -> bool:
     """Whether it is a mapping, or a sequence of sequences."""
     origin = typing.get_origin(annotation)
     if not isinstance(origin, type) or not issubclass(origin, Collection):
         return False
     inside = [typing.get_origin(part) for part in typing.get_args(annotation)]
     return issubclass(origin, Mapping) or any(isinstance(part, type) for part in inside)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a literal is of a type made of mappings, sequences and plain types."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is None:
+        return isinstance(value, annotation)
+    if issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(key, parts[0]) and _fits(entry, parts[1]) for key, entry in value.items()
+        )
+    return isinstance(value, list | tuple) and all(_fits(entry, parts[0]) for entry in value)
 
 
 def _freeze(value: Any) -> Any:
@@ -156,4 +174,6 @@ def _thaw(value: Any) -> Any:
         return {str(key): entry for key, entry in value.items()}
     if isinstance(value, tuple):
         return [_thaw(entry) for entry in value]
+    if not isinstance(value, int | float | str | None):
+        raise ValueError(f"{value!r} cannot be written to JSON, as a configuration must be")
     return value

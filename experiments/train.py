@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ def report(summary: Mapping[str, Any], workdir: Path) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    summary = {name: math.nan if value is None else value for name, value in summary.items()}
     workers = summary["worker_accuracies"]
     rows = {
         "test accuracy": f"{summary['test_accuracy']:.4f}  at the mean of the workers",

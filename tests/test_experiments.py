@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import configs, sweep, train
+from experiments import comparison, configs, sweep, train
 from experiments.components import SLOTS, component
 from experiments.config import Config, build, from_plain
 from jaxdist import stacked
@@ -198,6 +198,22 @@ def test_wrong_configs_are_named(capsys, tmp_path):
     assert "--workdir" in fails(capsys, train.main, "--config", "digits_mgrawa")
 
 
+@pytest.mark.parametrize("literal", ["[[0, 1", "5", "[0, 1]", "[['a'], ['b']]", "{0: 1}"])
+def test_literals_of_another_type_are_named(capsys, tmp_path, literal):
+    said = fails(
+        capsys,
+        train.main,
+        "--config",
+        "digits_lsgd",
+        "--workdir",
+        tmp_path,
+        "--rule.groups",
+        literal,
+    )
+    assert "--rule.groups" in said
+    assert "Sequence[Sequence[int]]" in " ".join(said.split())
+
+
 def test_alpha_too_large_for_the_workers_is_named(capsys, tmp_path):
     words = ["--rule.alpha", "0.3", "--no-progress"]
     said = fails(capsys, train.main, "--config", "digits_easgd", "--workdir", tmp_path, *words)
@@ -261,6 +277,8 @@ def test_component_rejects_what_does_not_exist():
         component("rule", "mgrawa", perod=3)
     with pytest.raises(ValueError, match="needs the option 'path'"):
         component("data", "idx")
+    with pytest.raises(ValueError, match="cannot be written to JSON"):
+        component("rule", "mgrawa", layer_axis=len).plain()
     with pytest.raises(ValueError, match="did you mean 'seed'"):
         from_plain(configs.load("digits_mgrawa").plain() | {"sed": 1})
 
@@ -301,6 +319,25 @@ def test_sweep_compares_and_resumes(tmp_path, capsys):
     before = {file: file.stat().st_mtime_ns for file in files if file.name != "config.json"}
     sweep.main(argv)
     assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_a_run_that_diverged_can_be_reported_and_compared(tmp_path, capsys):
+    """What is not finite is null in the JSON files."""
+    measures = {"test_accuracy": 0.1, "test_loss": None, "consensus_distance": None}
+    rest = {"bytes_sent_per_worker": 8, "seconds": 1.0, "worker_accuracies": [0.1, 0.1], "steps": 2}
+    run = tmp_path / "a" / "seed_0"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps(measures | rest))
+    (run / "config.json").write_text('{"config": {"rule": {"factory": "easgd"}}}')
+    lines = [{"step": 2, "bytes_sent": 8}, {"step": 2, "test_accuracy": 0.1}]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    train.report(json.loads((run / "summary.json").read_text()), run)
+    comparison.write(tmp_path, ["a"], [0])
+    said = capsys.readouterr().out
+    assert re.search(r"test loss +nan", said)
+    assert "| a | 10% |  | nan |" in said
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["a"]["consensus_distance"]["mean"] is None
 
 
 def test_sweep_expands_patterns_and_names_wrong_configs(capsys, tmp_path):

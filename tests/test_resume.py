@@ -49,7 +49,10 @@ def snapshot(folder):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """The same programs are compiled over and over here; this keeps them."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     yield

@@ -37,7 +37,8 @@ def steps(run, num):
     own = lambda state: jax.tree.map(np.array, state[2:])  # copies: the memory is reused
     states, told = [own(state)], []
     for t in range(num):
-        state, metrics = step(state, load(t), probes(t) if run.probe_period else None)
+        due = run.probe_period is not None and (t + 1) % run.probe_period == 0
+        state, metrics = step(state, load(t), probes(t) if due else None)
         states.append(own(state))
         told.append(jax.tree.map(np.asarray, metrics))
     return states, told

@@ -22,6 +22,9 @@ from jaxdist.training.state import abstract
 
 log = logging.getLogger(__name__)
 
+WINDOW = 32
+"""Steps whose losses are looked over at once, for one that is not finite."""
+
 
 class Journal:
     """The lines of the metrics file, each written once the step after it is on its way.
@@ -46,7 +49,10 @@ class Journal:
         self._began = time.monotonic() - before
         self._mark: tuple[int, float] | None = None  # where the rate is counted from
         self._previous = self._pending = None
-        self._bad = self._none_bad = np.zeros(run.workers.num, bool)
+        none = np.zeros(run.workers.num, bool)
+        place = run.workers.sharding
+        self._none_bad = jax.make_array_from_callback(none.shape, place, lambda i: none[i])
+        self._bad, self._losses = self._none_bad, []
         self._reported: set[int] = set()
 
         def observe(params, metrics, bad):
@@ -54,7 +60,8 @@ class Journal:
             return {"consensus_distance": distance, **metrics, "nonfinite_workers": bad}
 
         self._observe = jax.jit(observe, out_shardings=run.workers.replicated)
-        self._note = jax.jit(lambda bad, loss: bad | ~jnp.isfinite(loss))
+        worse = lambda bad, losses: bad | ~jnp.isfinite(jnp.stack(losses)).all(0)
+        self._worse = jax.jit(worse, out_shardings=place)
 
     @property
     def seconds(self) -> float:
@@ -75,8 +82,12 @@ class Journal:
             self._mark = self._mark or (done - 1, time.monotonic())
         self._write_pending()
         self._previous = metrics["loss"]
-        self._bad = self._note(self._bad, metrics["loss"])
-        if done % self._run.log_every == 0 or done == self._run.steps:
+        self._losses.append(metrics["loss"])
+        due = done % self._run.log_every == 0 or done == self._run.steps
+        if due or len(self._losses) == WINDOW:
+            losses = self._losses + [metrics["loss"]] * (WINDOW - len(self._losses))
+            self._bad, self._losses = self._worse(self._bad, losses), []
+        if due:
             self._pending = done, self._observe(params, metrics, self._bad)
             self._bad = self._none_bad
 

@@ -85,12 +85,11 @@ def _steps(
     if run.probe_period is not None:
         load_probe = Loader(run.dataset.train, run.probe_sampler, sharding)
     step, evaluate = make_step(run), make_evaluate(run)
-    probe = found = None
+    found = None
     for t in range(start, run.steps):
-        if load_probe and (probe is None or (t + 1) % run.probe_period == 0):
-            probe = load_probe(t)  # on the steps between, the last one stands in, not looked at
-        state, metrics = step(state, load(t), probe)
         done = t + 1
+        probe = load_probe(t) if load_probe and done % run.probe_period == 0 else None
+        state, metrics = step(state, load(t), probe)
         journal.step(done, state.params, metrics)
         if _due(done, run.eval_every, run.steps):
             with journal.pause(done):

@@ -22,14 +22,15 @@ def make_step(run: Run) -> Step:
     which is the only part that communicates. The old state's memory is reused.
 
     Args:
-        run: the run; `probe_period` says on which steps `probe` counts.
+        run: the run.
 
     Returns:
-        A function of the state, a batch `(x [W, B, ...], y [W, B, ...])` and a probe batch of the
-        same shapes (None if the run has no probe), which returns the next state and the metrics of
-        each worker, `[W]`: "loss", "grad_norm" and what the rule tells of itself.
+        A function of the state, a batch `(x [W, B, ...], y [W, B, ...])` and, on the steps on which
+        `run.probe_period` asks for it, a probe batch of the same shapes, else None. It returns the
+        next state and the metrics of each worker, `[W]`: "loss", "grad_norm" and what the rule
+        tells of itself.
     """
-    axis, period = run.workers.axis, run.probe_period
+    axis = run.workers.axis
 
     def gradient(params, model_state, x, y, rng):
         augment_key, model_key = jax.random.split(rng)
@@ -62,13 +63,13 @@ def make_step(run: Run) -> Step:
         params, model_state, opt_state = own
         rng = jax.random.fold_in(jax.random.fold_in(key, step), collectives.index(axis))
         loss, new_state, grads = gradient(params, model_state, *batch, rng)
+        # With and without a probe are two programs, not the branches of one: inside a conditional
+        # XLA's CPU convolutions are many times slower. Without, `grads` is of the right type, and
+        # the rule does not look at it.
         extra = {}
-        if period is not None:
-            extra["probe_grad"] = jax.lax.cond(
-                (step + 1) % period == 0,
-                lambda: probe_gradient(params, model_state, *probe, rng),
-                lambda: grads,  # of the right type, and not looked at on these steps
-            )
+        if run.probe_period is not None:
+            probed = probe is not None
+            extra["probe_grad"] = probe_gradient(*own[:2], *probe, rng) if probed else grads
         updates, opt_state = run.tx.update(
             grads, opt_state, params, step=step, value=loss, grad=grads, **extra
         )
