@@ -35,10 +35,9 @@ print(summary["steps"], jax.process_index(), "done", flush=True)
 
 
 def make(steps):
-    """A run with a centre, probe batches, random augmentation and re-estimated statistics."""
+    """A run with a centre, random augmentation and re-estimated statistics."""
     return tiny_run(
-        hyper={"period": 2, "norm_source": "probe"},
-        probe_period=2,
+        hyper={"period": 2},
         model=norm_net(),
         augment=make_augment(crop=1),
         batch_norm="reestimate",

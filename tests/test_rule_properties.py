@@ -255,7 +255,6 @@ def test_a_bad_worker_neither_blanks_nor_steers_the_others(name, bad):
         if not hyper:
             want, _ = synced(name, num=W - 1)(without["x"], without["grad"], loss[others])
             np.testing.assert_allclose(np.asarray(x)[others], want, atol=1e-5)
-        assert np.isfinite(np.asarray(x)[2]).all()  # it starts again from the target
     elif name == "lsgd":
         assert state.metrics["leader"][0] == np.nanargmin(loss)
 

@@ -26,9 +26,6 @@ from jaxdist.training import (
 from jaxdist.training.metrics import MetricsWriter
 from jaxdist.training.progress import progress
 
-PROBE = {"period": 4, "norm_source": "probe"}
-
-
 def steps(run, num):
     """The states after 0, 1, ..., num steps, as numpy arrays, and the metrics of each step."""
     state, step = create(run), make_step(run)
@@ -80,12 +77,7 @@ def test_step_is_the_plain_algorithm():
 @pytest.mark.slow
 def test_layouts_agree():
     """The same numbers on 8, 4 and 1 devices, in sub-meshes, vmapped or unrolled."""
-    options = {
-        "hyper": PROBE,
-        "probe_period": 4,
-        "augment": make_augment(crop=1),
-        "model": norm_net(),
-    }
+    options = {"hyper": {"period": 2}, "augment": make_augment(crop=1), "model": norm_net()}
     reference = steps(tiny_run(**options), 5)
     for layout in (
         {"devices": 1},

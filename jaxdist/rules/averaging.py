@@ -57,7 +57,7 @@ def local_sgd(axis: Axis, *, period: int = 8) -> optax.GradientTransformationExt
 
     x_i <- mean_j x_j when (step + 1) % period == 0
 
-    Workers whose parameters are not finite are left out of the mean, and take it. States of the
+    Workers whose parameters are not finite are left out of the mean. States of the
     local optimizer are not averaged. Sends one all-reduce of d + 1 numbers a sync.
 
     Args:

@@ -107,18 +107,12 @@ def healthy(x: Params) -> jax.Array:
     return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a: jnp.isfinite(a).all(), x), True)
 
 
-def pull(
-    x: Params, target: Params, strength: float | jax.Array, ok: jax.Array | bool = True
-) -> Params:
-    """Returns x + strength (target - x), computed in float32 or wider; the target where not `ok`.
-
-    A worker whose parameters are not finite so starts again from the target.
-    """
+def pull(x: Params, target: Params, strength: float | jax.Array) -> Params:
+    """Returns x + strength (target - x), computed in float32 or wider."""
 
     def one(x, c):
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        new = x.astype(wide) + strength * (c.astype(wide) - x.astype(wide))
-        return jnp.where(ok, new, c.astype(wide)).astype(x.dtype)
+        return (x.astype(wide) + strength * (c.astype(wide) - x.astype(wide))).astype(x.dtype)
 
     return jax.tree.map(one, x, target)
 

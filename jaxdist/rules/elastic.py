@@ -43,7 +43,7 @@ def easgd(
     x_i <- x_i - alpha (x_i - c);  c <- c + alpha sum_i (x_i - c)
 
     The sum of all x_i and c is conserved. A worker whose parameters are not finite does not move
-    the centre, and starts again from it. Sends one all-reduce of d numbers a sync.
+    the centre. Sends one all-reduce of d numbers a sync.
 
     Args:
         axis: the workers' axis.
@@ -69,7 +69,7 @@ def easgd(
 
     def sync(x, state, extra):
         del extra
-        x, center, metrics, _ = _elastic(x, x, state.center, _strength(axis, alpha), axis)
+        x, center, metrics = _elastic(x, x, state.center, _strength(axis, alpha), axis)
         return x, state._replace(center=center, metrics=metrics)
 
     return base.rule(
@@ -121,23 +121,20 @@ def eamsgd(
     def sync(y, state, extra):
         del extra
         before = jax.tree.map(lambda y, v: y - (1 + momentum) * v, y, state.velocity)
-        y, center, metrics, ok = _elastic(y, before, state.center, _strength(axis, alpha), axis)
-        v = jax.tree.map(lambda v: jnp.where(ok, v, 0), state.velocity)
-        return y, state._replace(center=center, velocity=v, metrics=metrics)
+        y, center, metrics = _elastic(y, before, state.center, _strength(axis, alpha), axis)
+        return y, state._replace(center=center, metrics=metrics)
 
     return base.rule(init, (base.every(period), sync), local=local)
 
 
 def _elastic(x, at, center, alpha, axis):
-    """Pulls `x` and the centre by the elastic force at `at`; (x, centre, metrics, healthy)."""
-    ok = base.healthy(at)
-    force = jax.tree.map(lambda a, c: jnp.where(ok, alpha * (a.astype(c.dtype) - c), 0), at, center)
-    pulled = jax.tree.map(
-        lambda a, f, c: jnp.where(ok, a.astype(c.dtype) - f, c).astype(a.dtype), x, force, center
-    )
+    """Pulls `x` and the centre by the elastic force at `at`: (x, centre, metrics)."""
+    force = jax.tree.map(lambda a, c: alpha * (a.astype(c.dtype) - c), at, center)
+    pulled = jax.tree.map(lambda a, f: (a.astype(f.dtype) - f).astype(a.dtype), x, force)
     metrics = {"center_distance": base.distance(at, center)}
-    moved = jax.tree.map(jnp.add, center, collectives.sum(force, axis))
-    return pulled, moved, metrics, ok
+    ok = base.healthy(at)
+    counted = jax.tree.map(lambda f: jnp.where(ok, f, 0), force)
+    return pulled, jax.tree.map(jnp.add, center, collectives.sum(counted, axis)), metrics
 
 
 def _strength(axis, alpha):

@@ -57,8 +57,8 @@ def mgrawa(
     `norm_source="training"`, A is the running mean of the norms of the training gradients (extra
     argument `grad`), begun afresh after each sync. With "probe", it is updated once a sync with the
     gradient of a batch of the whole training set (extra argument `probe_grad`), and goes on. Norms
-    are in float32. A worker whose parameters or norms are not finite has weight 0 and starts again
-    from the centre. Sends one all-reduce of d + 1 numbers a sync.
+    are in float32. A worker whose parameters or norms are not finite has weight 0. Sends one
+    all-reduce of d + 1 numbers a sync.
 
     Args:
         axis: the workers' axis.
@@ -196,7 +196,7 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, c
             center=center if keep else (),
             metrics=metrics,
         )
-        return base.pull(x, center, strength, base.healthy(x)), state
+        return base.pull(x, center, strength), state
 
     return base.rule(init, (base.every(period), sync), local=local)
 

@@ -124,27 +124,25 @@ def lsgd(
         return x, state
 
     def elect(x, state, groups):
-        ok = base.healthy(x)
         known = jnp.arange(window) >= window - 1 - state.count  # the first losses are few
         mean = jnp.where(known, state.losses, 0).sum() / known.sum()
-        leader, who = collectives.from_argmin(x, jnp.where(ok, mean, jnp.inf), axis, groups)
-        return ok, leader, who
+        return collectives.from_argmin(x, jnp.where(base.healthy(x), mean, jnp.inf), axis, groups)
 
     def local_sync(x, state, extra):
         del extra
         _check_members(groups, collectives.size(axis))
-        ok, leader, who = elect(x, state, groups)
+        leader, who = elect(x, state, groups)
         state = state._replace(
             local_leader=leader if keep_local else (), metrics=state.metrics | {"local_leader": who}
         )
-        return base.pull(x, leader, local_strength, ok), state
+        return base.pull(x, leader, local_strength), state
 
     def sync(x, state, extra):
         del extra
-        ok, leader, who = elect(x, state, None)
+        leader, who = elect(x, state, None)
         metrics = {"leader": who, "leader_distance": base.distance(x, leader)}
         state = state._replace(leader=leader if keep else (), metrics=state.metrics | metrics)
-        return base.pull(x, leader, strength, ok), state
+        return base.pull(x, leader, strength), state
 
     syncs = [(base.every(period), sync)]
     if groups is not None:

@@ -25,9 +25,9 @@ def dppf(
 
     x_i <- x_i + (xbar - x_i) (pull - push / ||x_i - xbar||_2)
 
-    The two balance at the distance push / pull. A worker at the mean, up to rounding, stays
-    there. Workers that are
-    not finite are left out of the mean, and take it. Sends one all-reduce of d + 1 numbers a sync.
+    The two balance at the distance push / pull. A worker at the mean, up to rounding, stays there.
+    Workers that are not finite are left out of the mean. Sends one all-reduce of d + 1 numbers a
+    sync.
 
     Args:
         axis: the workers' axis.
@@ -53,16 +53,13 @@ def dppf(
 
     def sync(x, state, extra):
         del extra
-        ok = base.healthy(x)
-        center, _ = collectives.mean(x, axis, ok)
+        center, _ = collectives.mean(x, axis, base.healthy(x))
         apart = base.distance(x, center)
         # A distance within the rounding of the mean has no direction to be pushed in.
         eps = max(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(x))
         noise = 16 * eps * base.distance(center, jax.tree.map(jnp.zeros_like, center))
         strength = pull - jnp.where(apart > noise, push / apart, 0)
-        return base.pull(x, center, strength, ok), state._replace(
-            metrics={"center_distance": apart}
-        )
+        return base.pull(x, center, strength), state._replace(metrics={"center_distance": apart})
 
     def init(params):
         del params
