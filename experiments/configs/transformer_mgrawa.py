@@ -3,8 +3,8 @@
 Command:   python -m experiments.train --config transformer_mgrawa --workdir
            runs/transformer_mgrawa
 Hardware:  2 CPU cores
-Time:      ?
-Expected:  ?
+Time:      1.5 minutes, on a machine that was shared
+Expected:  test accuracy of the next grey value (17 classes) 0.545, loss 1.570 nats (seed 0)
 """
 
 from experiments.components import component

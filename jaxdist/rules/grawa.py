@@ -1,7 +1,7 @@
 """MGRAWA and LGRAWA: pulled to a centre that trusts workers in flat regions."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,8 @@ def mgrawa(
     period: int = 32,
     strength: float = 0.5,
     prox: float = 0.01,
-    norm: str = "sum_of_leaf_norms",
-    norm_source: str = "training",
+    norm: Literal["sum_of_leaf_norms", "l2"] = "sum_of_leaf_norms",
+    norm_source: Literal["training", "probe"] = "training",
     decay: float | None = None,
     layer_axis: LayerAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -107,7 +107,7 @@ def lgrawa(
     period: int = 32,
     strength: float = 0.5,
     prox: float = 0.01,
-    norm_source: str = "training",
+    norm_source: Literal["training", "probe"] = "training",
     decay: float | None = None,
     layer_axis: LayerAxis = None,
 ) -> optax.GradientTransformationExtraArgs:

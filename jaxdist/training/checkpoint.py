@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist.training.state import RUN_ONCE, TrainState
+from jaxdist.training.state import TrainState
 
 KEPT = 2
 """Checkpoints that stay on disk: the last one, and the one before it in case that is damaged."""
@@ -100,10 +100,10 @@ class Checkpoints:
         except Exception as error:
             earlier = [s for s in self._steps() if s < step]
             instead = f"go on from step {earlier[-1]}" if earlier else "start anew"
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
-                f"checkpoint {self._directory / str(step)} is damaged: {reason}. Nothing was "
-                f"changed; remove that directory to {instead}"
+                f"checkpoint {self._directory / str(step)} is damaged ({reason[:120]}). Nothing "
+                f"was changed; remove that directory to {instead}"
             ) from None
 
 
@@ -152,7 +152,7 @@ def _digest(state: TrainState) -> list[int]:
     return _bit_sums(state, state.step.sharding).tolist()
 
 
-@functools.partial(jax.jit, static_argnums=1, compiler_options=RUN_ONCE)
+@functools.partial(jax.jit, static_argnums=1)
 def _bit_sums(tree: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     def one(x):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdist import collectives, models, rules, stacked
 from jaxdist.data import Loader, normalize
 from jaxdist.training.run import Run
-from jaxdist.training.state import RUN_ONCE, TrainState
+from jaxdist.training.state import TrainState
 from jaxdist.workers import unroll
 
 CHUNK = 256
@@ -80,7 +80,7 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         return (), jax.tree.map(jnp.add, totals, scores)
 
     places = workers.replicated, workers.sharding
-    prepare = jax.jit(prepare, out_shardings=places, compiler_options=RUN_ONCE)
+    prepare = jax.jit(prepare, out_shardings=places)
     refresh = workers.spmd(refresh)
     pool = jax.jit(lambda s: stacked.replicate(_pool(s), num), out_shardings=workers.sharding)
     score = workers.spmd(score, donate_argnums=3)

@@ -46,8 +46,8 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
         main = multihost.is_main()
         if main:
             write_json(workdir / record.CONFIG, record.describe(run))
-        title = f"{run.rule}, {run.workers.num} workers"
-        show = stack.enter_context(console(title, start, run.steps, visible=progress and main))
+        visible = progress and main
+        show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
         journal = Journal(run, workdir, start, show)
         stack.callback(journal.close)
         state, found = _steps(run, state, start, journal, checkpoints)

@@ -42,7 +42,7 @@ def _bar(title: str, step: int, steps: int) -> Iterator[Show]:
 
     columns = (
         rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
+        rich.BarColumn(bar_width=12),
         rich.MofNCompleteColumn(),
         rich.TextColumn("{task.fields[brief]}"),
         rich.TimeRemainingColumn(),
@@ -66,7 +66,6 @@ def _lines(title: str, steps: int) -> Show:
 
 def _brief(line: Mapping[str, Any]) -> str:
     rate = line["steps_per_second"]
-    return (
-        f"loss {np.mean(line['loss']):.4f}, consensus distance {line['consensus_distance']:.4f}"
-        + ("" if rate is None else f", {rate:.1f} steps/s")
+    return f"loss {np.mean(line['loss']):.3g}, consensus {line['consensus_distance']:.3g}" + (
+        "" if rate is None else f", {rate:.3g} steps/s"
     )
