@@ -186,6 +186,7 @@ def test_another_configuration_is_refused(half):
 def test_what_may_change_when_a_run_goes_on(half):
     same = full_run().description
     change = {"steps": 6, "epochs": 2.0, "eval_every": 9, "log_every": 2, "checkpoint_every": 1}
+    change |= {"local": "unroll", "fsdp": 2}
     summary = train(full_run(description=same | change, steps=6, log_every=2), half, progress=False)
     assert summary["steps"] == 6
 
@@ -228,7 +229,9 @@ def flip_a_bit(checkpoint):
 def test_damaged_checkpoint(damage, half, capfd):
     damage(half / "checkpoints" / "5")
     before = snapshot(half)
-    message = f"checkpoint {half}/checkpoints/5 is damaged .* remove .* to go on from step 3"
+    message = (
+        f"checkpoint {half}/checkpoints/5 cannot be restored .* remove .* to go on from step 3"
+    )
     with pytest.raises(ValueError, match=message):
         train(full_run(), half, progress=False)
     assert snapshot(half) == before

@@ -5,6 +5,7 @@ channels_last, in-place ReLU, the fused optimizer, multi-tensor operations, one 
 all parameters as one array. The file is also what those processes run; only they import torch.
 """
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -61,7 +62,8 @@ class TorchSide:
 
     def __exit__(self, *_) -> None:
         for process in self._processes:
-            process.stdin.close()  # which ends it
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # which ends it
         deadline = time.monotonic() + PATIENCE
         for process in self._processes:
             try:
@@ -90,7 +92,8 @@ class TorchSide:
 
     def _ask(self, request: str) -> list[str]:
         for process in self._processes:
-            print(request, file=process.stdin, flush=True)
+            with contextlib.suppress(BrokenPipeError):
+                print(request, file=process.stdin, flush=True)
         answers = [process.stdout.readline().strip() for process in self._processes]
         if not all(answers):
             raise RuntimeError(f"worker {answers.index('')} of the PyTorch side has ended")
@@ -102,7 +105,7 @@ def worker(folder: Path, num: int, setting: Mapping[str, float], rank: int) -> N
     import torch
     import torch.distributed as dist
     from torch import nn
-    from torch.nn import functional as F
+    from torch.nn import functional
 
     torch.set_num_threads(1)
     where = f"file://{folder / 'rendezvous'}"
@@ -140,9 +143,9 @@ def worker(folder: Path, num: int, setting: Mapping[str, float], rank: int) -> N
     norm, count, done = torch.zeros(()), 0, 0
 
     def logits(x):
-        x = F.max_pool2d(F.relu_(conv1(x)), 2)
-        x = F.max_pool2d(F.relu_(conv2(x)), 2)
-        return head(F.relu_(dense(x.permute(0, 2, 3, 1).flatten(1))))
+        x = functional.max_pool2d(functional.relu_(conv1(x)), 2)
+        x = functional.max_pool2d(functional.relu_(conv2(x)), 2)
+        return head(functional.relu_(dense(x.permute(0, 2, 3, 1).flatten(1))))
 
     @torch.no_grad()
     def sync():
@@ -157,7 +160,7 @@ def worker(folder: Path, num: int, setting: Mapping[str, float], rank: int) -> N
         nonlocal norm, count, done
         batch = done % len(images)
         optimizer.zero_grad()
-        F.cross_entropy(logits(images[batch]), labels[batch]).backward()
+        functional.cross_entropy(logits(images[batch]), labels[batch]).backward()
         optimizer.step()
         done, count = done + 1, count + 1
         with torch.no_grad():

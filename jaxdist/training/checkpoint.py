@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,8 +19,11 @@ from jaxdist.training.state import TrainState
 KEPT = 2
 """Checkpoints that stay on disk: the last one, and the one before it in case that is damaged."""
 
-MAY_CHANGE = ("steps", "epochs", "eval_every", "log_every", "checkpoint_every", "tensorboard")
-"""Keys of a configuration that may be another when a run is resumed."""
+MAY_CHANGE = (
+    *("steps", "epochs", "eval_every", "log_every", "checkpoint_every", "tensorboard"),
+    *("local", "fsdp"),
+)
+"""Keys that may change when a run goes on: its length, what it writes, how it is laid out."""
 
 
 class Checkpoints:
@@ -49,22 +53,24 @@ class Checkpoints:
             ValueError: if the checkpoint is damaged, or is of another configuration. Nothing on
                 disk is changed.
         """
-        step = self.latest()
+        step, args = self.latest(), _orbax().args
         with self._readable(step):
-            note = self._manager.restore(step, args=_items(note=self._orbax.JsonRestore()))["note"]
+            items = args.Composite(note=args.JsonRestore())
+            note = self._manager.restore(step, args=items)["note"]
             config, digest = note["config"], note["digest"]
         check_same(config, self._description, f"checkpoint {self._directory / str(step)}")
         with self._readable(step):
-            wanted = self._orbax.StandardRestore(template)
-            state = self._manager.restore(step, args=_items(state=wanted))["state"]
+            items = args.Composite(state=args.StandardRestore(template))
+            state = self._manager.restore(step, args=items)["state"]
             if _digest(state) != digest:
                 raise ValueError("its numbers are not the ones that were saved")
         return state
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts to save; returns as soon as the state's memory may be reused."""
+        args = _orbax().args
         note = {"config": self._description, "digest": _digest(state)}
-        items = _items(state=self._orbax.StandardSave(state), note=self._orbax.JsonSave(note))
+        items = args.Composite(state=args.StandardSave(state), note=args.JsonSave(note))
         self._manager.save(step, args=items)
 
     def close(self) -> None:
@@ -74,17 +80,9 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self):
-        # imported here: a run's first step need not wait for it
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
         return ocp.CheckpointManager(self._directory, options=options)
-
-    @property
-    def _orbax(self):
-        import orbax.checkpoint as ocp
-
-        return ocp.args
 
     def _steps(self) -> list[int]:
         with contextlib.suppress(FileNotFoundError):
@@ -102,8 +100,8 @@ class Checkpoints:
             instead = f"go on from step {earlier[-1]}" if earlier else "start anew"
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
-                f"checkpoint {self._directory / str(step)} is damaged ({reason[:120]}). Nothing "
-                f"was changed; remove that directory to {instead}"
+                f"checkpoint {self._directory / str(step)} cannot be restored "
+                f"({reason[:120]}). Nothing was changed; remove that directory to {instead}"
             ) from None
 
 
@@ -141,10 +139,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _items(**items):
-    import orbax.checkpoint as ocp
+def _orbax() -> ModuleType:
+    import orbax.checkpoint as ocp  # late: a run's first step need not wait for it
 
-    return ocp.args.Composite(**items)
+    return ocp
 
 
 def _digest(state: TrainState) -> list[int]:

@@ -93,9 +93,11 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
             load = Loader(run.dataset.train, run.sampler, run.batch_sharding)
             for i in range(min(REESTIMATE_STEPS, run.sampler.steps_per_epoch)):
                 _, statistics = refresh((candidates, i), statistics, load(i))
+                jax.block_until_ready(statistics)
             statistics = pool(statistics)
         for chunk in _chunks(run):
             _, totals = score((candidates, chunk), own, statistics, totals)
+            jax.block_until_ready(totals)  # see "CPU devices" in the README
         number = len(run.dataset.test)
         each = jax.tree.map(lambda a: np.asarray(a, np.float64) / number, gather(totals))
         accuracy, loss = each["mean"].sum(0)

@@ -49,6 +49,7 @@ class Journal:
         self._began = time.monotonic() - before
         self._mark: tuple[int, float] | None = None  # where the rate is counted from
         self._previous = self._pending = None
+        self._sent = 0, 0
         none = np.zeros(run.workers.num, bool)
         place = run.workers.sharding
         self._none_bad = jax.make_array_from_callback(none.shape, place, lambda i: none[i])
@@ -74,6 +75,12 @@ class Journal:
         params = abstract(self._run).params
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
         return Traffic.of(self._run.tx, one, self._run.workers.num)
+
+    def bytes_sent(self, done: int) -> int:
+        """What each worker has sent in the first `done` steps; `done` never decreases."""
+        before, sent = self._sent
+        self._sent = done, sent + self.traffic.bytes_sent(before, done)
+        return self._sent[1]
 
     def step(self, done: int, params: Any, metrics: dict[str, jax.Array]) -> None:
         """Takes note of a step that is on its way, and waits for the one before it."""
@@ -123,7 +130,7 @@ class Journal:
         rate, self._mark = self._rate(done), (done, time.monotonic())
         line = self._head(done) | {
             "steps_per_second": rate,
-            "bytes_sent": self.traffic.bytes_sent(0, done),
+            "bytes_sent": self.bytes_sent(done),
             **found,
             "nonfinite_workers": bad,
         }

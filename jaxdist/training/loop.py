@@ -56,7 +56,7 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
             "workers": run.workers.num,
             "steps": run.steps,
             **found,
-            "bytes_sent_per_worker": journal.traffic.bytes_sent(0, run.steps),
+            "bytes_sent_per_worker": journal.bytes_sent(run.steps),
             "seconds": round(journal.seconds, 3),
         }
     if main:
