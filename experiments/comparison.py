@@ -102,9 +102,9 @@ def plot(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
 
 def _curve(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, bytes sent until then and test accuracy, at each evaluation of a run."""
-    lines = metrics.read(run / "metrics.jsonl")
+    lines = [line for line in metrics.read(run / "metrics.jsonl") if "test_accuracy" in line]
     steps, accuracy = series(lines, "test_accuracy")
-    return steps, np.interp(steps, *series(lines, "bytes_sent")), accuracy
+    return steps, series(lines, "bytes_sent")[1], accuracy
 
 
 def _spread(of: Mapping[str, Any], scale: float = 1, unit: str = "") -> str:

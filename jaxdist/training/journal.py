@@ -117,7 +117,12 @@ class Journal:
 
     def _head(self, done: int) -> dict[str, Any]:
         epoch = done / self._run.sampler.steps_per_epoch
-        return {"step": done, "epoch": round(epoch, 4), "seconds": round(self.seconds, 3)}
+        return {
+            "step": done,
+            "epoch": round(epoch, 4),
+            "seconds": round(self.seconds, 3),
+            "bytes_sent": self.bytes_sent(done),
+        }
 
     def _write_pending(self) -> None:
         if self._pending is None:
@@ -130,7 +135,6 @@ class Journal:
         rate, self._mark = self._rate(done), (done, time.monotonic())
         line = self._head(done) | {
             "steps_per_second": rate,
-            "bytes_sent": self.bytes_sent(done),
             **found,
             "nonfinite_workers": bad,
         }

@@ -65,7 +65,8 @@ def _loss_and_accuracy(axes: Any, lines: Lines) -> None:
     _band(loss, *series(lines, "loss"), "training, mean and range of the workers")
     loss.plot(*series(lines, "test_loss"), "C3.-", label="test, mean of the workers")
     loss.set_ylabel("loss (nats)")
-    loss.set_yscale("log")
+    if np.isfinite(series(lines, "loss")[1]).any():
+        loss.set_yscale("log")
     _band(accuracy, *series(lines, "worker_accuracies"), "mean and range of the workers")
     accuracy.plot(*series(lines, "test_accuracy"), "C3.-", label="model at the mean of the workers")
     steps, center = series(lines, "center_accuracy")
