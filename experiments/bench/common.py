@@ -46,7 +46,8 @@ def cnn_run(rule: str, workers: Workers | None = None, local: str = "vmap", **hy
     """
     workers = workers or Workers.create(WORKERS)
     dataset = digits(size=28)
-    tx = optimizer = optax.sgd(0.05, momentum=0.9, nesterov=True)
+    momentum = None if rule == "eamsgd" else 0.9  # which has one of its own
+    tx = optimizer = optax.sgd(0.05, momentum=momentum, nesterov=True)
     if rule != "none":
         tx = rules.compose(optimizer, rule, workers.axis, **hyper)
     return Run(
