@@ -81,17 +81,16 @@ def mean(
     Returns:
         The mean, and sum_i w_i (a tree if `weight` is one).
     """
-    each = weight
-    if jax.tree.structure(weight) != jax.tree.structure(tree):
-        each = jax.tree.map(lambda _: weight, tree)
-    each = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), each)
-    terms = jax.tree.map(lambda x, w: jnp.where(w == 0, 0, w * _wide(x)), tree, each)
+
+    def each_leaf(w):
+        same = jax.tree.structure(w) == jax.tree.structure(tree)
+        return w if same else jax.tree.map(lambda _: w, tree)
+
     weight = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weight)
+    terms = jax.tree.map(lambda x, w: jnp.where(w == 0, 0, w * _wide(x)), tree, each_leaf(weight))
     terms, total = sum((terms, weight), axis, groups)
-    totals = total
-    if jax.tree.structure(total) != jax.tree.structure(tree):
-        totals = jax.tree.map(lambda _: total, tree)
-    return jax.tree.map(lambda s, t, x: (s / t).astype(x.dtype), terms, totals, tree), total
+    average = lambda s, t, x: (s / t).astype(x.dtype)
+    return jax.tree.map(average, terms, each_leaf(total), tree), total
 
 
 def max(x: jax.Array, axis: Axis, groups: Groups | None = None) -> jax.Array:
