@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import norm_net, saved, tiny_run
+from tiny_runs import norm_net, saved, tiny_run
 
 from jaxdist.data import make_augment
 from jaxdist.training import train

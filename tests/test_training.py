@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import few_digits, norm_net, saved, tiny_run
+from tiny_runs import few_digits, norm_net, saved, tiny_run
 
 from jaxdist import traffic
 from jaxdist.data import ArraySource, Loader, make_augment, normalize
