@@ -329,7 +329,7 @@ def test_a_run_that_diverged_can_be_reported_and_compared(tmp_path, capsys):
     run.mkdir(parents=True)
     (run / "summary.json").write_text(json.dumps(measures | rest))
     (run / "config.json").write_text('{"config": {"rule": {"factory": "easgd"}}}')
-    lines = [{"step": 2, "bytes_sent": 8}, {"step": 2, "test_accuracy": 0.1}]
+    lines = [{"step": 2, "bytes_sent": 8}, {"step": 2, "bytes_sent": 8, "test_accuracy": 0.1}]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     train.report(json.loads((run / "summary.json").read_text()), run)
     comparison.write(tmp_path, ["a"], [0])
