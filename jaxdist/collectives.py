@@ -9,6 +9,7 @@ branches of a `cond` agree.
 Never differentiate through these: under `vmap` the derivative of a mean is W times too large.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def sum(tree: Tree, axis: Axis, groups: Groups | None = None) -> Tree:
         return _vary(lax.psum(tree, axis), tree)
     traffic.record("reduce-scatter", tree, _largest(groups))
     traffic.record("all-gather", tree, _largest(groups))
-    return _flat(lambda x: _group_reduce(x, axis, groups, "sum"), tree)
+    return on_flat(lambda x: _group_reduce(x, axis, groups, "sum"), tree)
 
 
 def mean(
@@ -135,8 +136,36 @@ def gather_scalars(x: jax.Array, axis: Axis) -> jax.Array:
     return _vary(lax.psum(slots, axis), x)
 
 
+def all_gather(tree: Tree, axis: Axis) -> Tree:
+    """Every worker's tree, in the order of the workers: leaves `[W, ...]`."""
+
+    def one(x):
+        traffic.record("all-gather", [x] * size(axis), size(axis))
+        if isinstance(axis, str):
+            return lax.all_gather(x, axis)
+        outer, inner = axis
+        return lax.all_gather(lax.all_gather(x, inner), outer).reshape(-1, *x.shape)
+
+    return on_flat(one, tree)
+
+
+def all_to_all(tree: Tree, axis: Axis) -> Tree:
+    """Row j of every leaf `[W, ...]` goes to worker j; what comes back has row j from worker j."""
+
+    def one(x):
+        traffic.record("all-to-all", x, size(axis))
+        if isinstance(axis, str):
+            return lax.all_to_all(x, axis, 0, 0)
+        outer, inner = axis
+        rows = x.reshape(size(outer), size(inner), *x.shape[1:])
+        rows = lax.all_to_all(lax.all_to_all(rows, outer, 0, 0), inner, 1, 1)
+        return rows.reshape(x.shape)
+
+    return jax.tree.map(one, tree)
+
+
 def permute(tree: Tree, axis: Axis, source: Sequence[int]) -> Tree:
-    """Worker i receives the tree of worker `source[i]`.
+    """Worker i receives the tree of worker `source[i]`, or zeros where that is -1.
 
     One collective-permute of the tree as one flat array a type; with k workers on a device at most
     k of them, and none for what stays on the device.
@@ -144,16 +173,21 @@ def permute(tree: Tree, axis: Axis, source: Sequence[int]) -> Tree:
     Args:
         tree: this worker's tree.
         axis: the workers' axis.
-        source: a permutation of range(W).
+        source: for each of the W workers the one that it receives from, or -1 for none; no worker
+            sends twice.
 
     Raises:
-        ValueError: if `source` is no permutation of range(W).
+        ValueError: if `source` is no such list.
     """
     num = size(axis)
     source = np.asarray(source)
-    if sorted(source.tolist()) != list(range(num)):
-        raise ValueError(f"source is {source.tolist()}; it must be a permutation of range({num})")
-    return _flat(lambda x: _permute(x, axis, source), tree)
+    senders = source[source != -1].tolist()
+    if source.shape != (num,) or sorted(set(senders) & {*range(num)}) != sorted(senders):
+        raise ValueError(
+            f"source is {source.tolist()}; it must have {num} entries, each of 0 to {num - 1} at "
+            f"most once and -1 for the rest"
+        )
+    return on_flat(lambda x: _permute(x, axis, source), tree)
 
 
 def when(
@@ -196,7 +230,7 @@ def _largest(groups: Groups) -> int:
 
 def _group_reduce(x: jax.Array, axis: Axis, groups: Groups, op: str) -> jax.Array:
     """The sum or the maximum of a flat array over this worker's group."""
-    on_mesh = isinstance(axis, str) and axis in jax.sharding.get_abstract_mesh().manual_axes
+    on_mesh = _on_mesh(axis)
     if on_mesh and op == "max":
         return _vary(lax.pmax(x, axis, axis_index_groups=groups), x)
     if on_mesh:  # a sum in groups is not offered where varying types are checked; its halves are
@@ -226,56 +260,72 @@ def _lowest(dtype: jnp.dtype) -> Any:
 
 
 def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
-    traffic.record("collective-permute", x, len(source))
-    if isinstance(axis, str):
-        return lax.ppermute(x, axis, [(int(s), i) for i, s in enumerate(source)])
-    outer, inner = axis
-    here, slot, rows = index(outer), index(inner), lax.all_gather(x, inner)
-    received = x
-    for pairs, send, receive in _rounds(source, size(inner)):
-        row = rows[jnp.asarray(send)[here]]
-        if any(a != b for a, b in pairs):
-            row = lax.ppermute(row, outer, pairs)
+    pairs = [(int(s), i) for i, s in enumerate(source) if s >= 0]
+    traffic.record("collective-permute", x, len(source), len([1 for s, i in pairs if s != i]))
+    if _on_mesh(axis):
+        return lax.ppermute(x, axis, pairs)
+    outer, inner = (None, axis) if isinstance(axis, str) else axis
+    here, slot, rows = index(outer) if outer else 0, index(inner), lax.all_gather(x, inner)
+    source = source.reshape(-1, size(inner))
+    stays = (source >= 0) & (source // size(inner) == np.arange(len(source))[:, None])
+    at = jnp.asarray(np.where(stays, source % size(inner), 0))[here, slot]
+    received = jnp.where(jnp.asarray(stays)[here, slot], rows[at], jnp.zeros_like(x))
+    for pairs, send, receive in _rounds(np.where(stays, -1, source)):
+        row = lax.ppermute(rows[jnp.asarray(send)[here]], outer, pairs)
         received = jnp.where(jnp.asarray(receive)[here] == slot, row, received)
     return received
 
 
-def _rounds(source: np.ndarray, k: int) -> list[tuple[list[tuple[int, int]], list[int], list[int]]]:
-    """Splits a permutation of W = n k workers on n devices into k permutations of the devices.
+def _rounds(source: np.ndarray) -> list[tuple[list[tuple[int, int]], np.ndarray, np.ndarray]]:
+    """Splits moves between n devices into rounds in which each sends and receives at most one row.
 
-    The moves between devices are a k-regular bipartite multigraph, which is a union of k perfect
-    matchings (Koenig). Each round is (device pairs, the slot each device sends, the slot in which
-    each device receives).
+    `source[b, slot]` is the worker whose row moves to that slot of device b, -1 for none. The moves
+    are the edges of a bipartite multigraph of sending and receiving devices; empty moves make it
+    regular, of the largest degree, and then it is a union of as many perfect matchings (Koenig). A
+    round is (device pairs, the slot that each device sends, the slot in which each receives or -1).
     """
-    num = len(source) // k
-    left = set(range(len(source)))
+    num, k = source.shape
+    moves = collections.defaultdict(list)
+    counts = np.zeros((num, num), int)
+    for b, slot in np.argwhere(source >= 0):
+        a = source[b, slot] // k
+        moves[a, b].append((source[b, slot] % k, slot))
+        counts[a, b] += 1
+    degree = np.append(counts.sum(0), counts.sum(1)).max()
+    for a, b in np.ndindex(num, num):
+        counts[a, b] += np.minimum(degree - counts[a].sum(), degree - counts[:, b].sum())
     rounds = []
-    for _ in range(k):
-        moves = {(int(source[i]) // k, i // k): i for i in sorted(left)}
-        edges = np.array(sorted(moves))
-        graph = csr_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(num, num))
-        target = maximum_bipartite_matching(graph, perm_type="column")
-        pairs = [(a, int(b)) for a, b in enumerate(target)]
-        send, receive = [0] * num, [0] * num
-        for a, b in pairs:
-            i = moves[a, b]
-            left.remove(i)
-            send[a], receive[b] = int(source[i]) % k, i % k
+    for _ in range(degree):
+        target = maximum_bipartite_matching(csr_array(counts), perm_type="column")
+        pairs, send, receive = [], np.zeros(num, int), np.full(num, -1)
+        for a, b in enumerate(target):
+            counts[a, b] -= 1
+            if moves[a, b]:
+                send[a], receive[b] = moves[a, b].pop()
+                pairs.append((a, int(b)))
         rounds.append((pairs, send, receive))
     return rounds
 
 
-def _flat(fn: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
-    """Applies `fn` to the tree as one flat array for each type of its leaves."""
+def on_flat(fn: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
+    """Applies `fn` to the tree as one flat array `[n]` for each type of its leaves.
+
+    What `fn` returns may have further axes in front: `[..., n]`; the leaves then have them too.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     out = list(leaves)
     for dtype in sorted({x.dtype for x in leaves}, key=str):
         at = [i for i, x in enumerate(leaves) if x.dtype == dtype]
         flat = fn(jnp.concatenate([leaves[i].ravel() for i in at]))
-        parts = jnp.split(flat, np.cumsum([leaves[i].size for i in at])[:-1])
+        parts = jnp.split(flat, np.cumsum([leaves[i].size for i in at])[:-1], axis=-1)
         for i, part in zip(at, parts, strict=True):
-            out[i] = part.reshape(leaves[i].shape)
+            out[i] = part.reshape(*part.shape[:-1], *leaves[i].shape)
     return treedef.unflatten(out)
+
+
+def _on_mesh(axis: Axis) -> bool:
+    """Whether the axis is one of devices, and not (or not only) of a `vmap`."""
+    return isinstance(axis, str) and axis in jax.sharding.get_abstract_mesh().manual_axes
 
 
 def _wide(x: jax.Array) -> jax.Array:

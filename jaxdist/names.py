@@ -1,8 +1,10 @@
-"""Looking a thing up by name, with a helpful error."""
+"""Looking a thing up by name, and reading a call of it, with a helpful error."""
 
+import ast
 import difflib
-from collections.abc import Mapping
-from typing import TypeVar
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -27,3 +29,56 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     near = difflib.get_close_matches(str(name), table, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}{hint} (allowed: {', '.join(sorted(table))})")
+
+
+def parse(
+    table: Mapping[str, Callable], text: str, kind: str, also: Mapping[str, Any] | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Reads names with options, written as calls, without running anything.
+
+    Args:
+        table: factories by name.
+        text: one name or call, or several with commas between: "ring" or "torus(rows=2), ring".
+        kind: what the table holds, for the errors.
+        also: further options that every name takes.
+
+    Returns:
+        For each call the name and its options, literals all.
+
+    Raises:
+        ValueError: if the text is no such list, a name is unknown, or an option is none of the
+            factory's keyword arguments.
+
+    Example:
+        >>> parse({"torus": lambda num, *, rows=2: None}, "torus(rows=4), torus", "topology")
+        [('torus', {'rows': 4}), ('torus', {})]
+    """
+    wrong = ValueError(
+        f"{kind} {text!r} cannot be read; write a name, or calls as 'name(option=1), name'"
+    )
+    try:
+        body = ast.parse(text.strip(), mode="eval").body
+        calls = body.elts if isinstance(body, ast.Tuple) else [body]
+        found = [_call(node) for node in calls]
+    except (SyntaxError, ValueError, TypeError):
+        raise wrong from None
+    if not found:
+        raise wrong
+    for name, options in found:
+        parameters = inspect.signature(lookup(table, name, kind)).parameters.values()
+        known = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY} | dict(also or {})
+        for option in options:
+            lookup(known, option, f"option of {kind} {name!r}:")
+    return found
+
+
+def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
+    """The name and the options of `name` or `name(option=literal, ...)`."""
+    options = []
+    if isinstance(node, ast.Call):
+        if node.args:
+            raise ValueError("options have names")
+        node, options = node.func, node.keywords
+    if not isinstance(node, ast.Name):
+        raise ValueError("not a name")
+    return node.id, {str(option.arg): ast.literal_eval(option.value) for option in options}

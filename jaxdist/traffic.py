@@ -27,24 +27,26 @@ class Collective:
     """One collective operation as one worker sees it.
 
     Attributes:
-        kind: "all-reduce", "reduce-scatter", "all-gather" or "collective-permute".
+        kind: "all-reduce", "reduce-scatter", "all-gather", "all-to-all" or "collective-permute".
         bytes: bytes of the full array that is reduced, gathered or moved.
         members: the number of workers that take part.
+        messages: of a collective-permute, how many workers send.
     """
 
     kind: str
     bytes: int
     members: int
+    messages: int = 0
 
     @property
     def sent(self) -> int:
-        """Bytes that each worker sends, with ring algorithms.
+        """Bytes that each worker sends, with ring algorithms; the mean where workers differ.
 
-        With n members and b bytes: all-reduce 2 (n - 1) / n b, reduce-scatter and all-gather
-        (n - 1) / n b, collective-permute b.
+        With n members and b bytes: all-reduce 2 (n - 1) / n b; reduce-scatter, all-gather and
+        all-to-all (n - 1) / n b; collective-permute b for each message, over n.
         """
         if self.kind == "collective-permute":
-            return self.bytes if self.members > 1 else 0
+            return math.ceil(self.messages * self.bytes / self.members)
         rounds = 2 if self.kind == "all-reduce" else 1
         return math.ceil(rounds * (self.members - 1) * self.bytes / self.members)
 
@@ -58,11 +60,11 @@ class _Tally:
 _TALLY: contextvars.ContextVar[_Tally | None] = contextvars.ContextVar("tally", default=None)
 
 
-def record(kind: str, tree: Any, members: int) -> None:
+def record(kind: str, tree: Any, members: int, messages: int = 0) -> None:
     """Notes a collective over `tree` in the tally that is open, if one is."""
     if (tally := _TALLY.get()) is not None:
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        tally.entries.append((tally.due, Collective(kind, size, members)))
+        tally.entries.append((tally.due, Collective(kind, size, members, messages)))
 
 
 @contextlib.contextmanager
@@ -145,6 +147,8 @@ _OPERATION = re.compile(
     r"all-to-all)(?P<start>-start)?\((?P<rest>.*)"
 )
 _ARRAY = re.compile(r"(pred|[a-z]+\d+)(?:e\w+)?\[([\d,]*)\]")
+_PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
+_DEVICES = re.compile(r"num_partitions=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|\[(\d+)\])")
 
 
@@ -158,9 +162,10 @@ def compiled(hlo: str) -> list[Collective]:
         hlo: the text of the compiled module.
 
     Returns:
-        The collectives in the order of the text.
+        The collectives in the order of the text. The workers are the devices.
     """
     found = []
+    devices = _DEVICES.search(hlo)
     for line in hlo.splitlines():
         if (match := _OPERATION.search(line)) is None:
             continue
@@ -169,12 +174,15 @@ def compiled(hlo: str) -> list[Collective]:
             arrays = arrays[len(arrays) // 2 :][:1]  # (operand, result[, contexts])
         size = sum(_bytes(dtype, shape) for dtype, shape in arrays)
         groups = _GROUPS.search(match["rest"])
-        members = 2
+        members, messages = int(devices[1]) if devices else 1, 0
         if groups:
             members = len(groups[1].split(",")) if groups[1] else int(groups[2] or groups[3])
+        if pairs := _PAIRS.search(match["rest"]):
+            moves = re.findall(r"(\d+),(\d+)", pairs[1])
+            messages = len([1 for a, b in moves if a != b])
         if match["kind"] == "reduce-scatter":
             size *= members
-        found.append(Collective(match["kind"], size, members))
+        found.append(Collective(match["kind"], size, members, messages))
     return found
 
 

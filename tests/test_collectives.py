@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from layouts import LAYOUTS, NUM_WORKERS
 
-from jaxdist import Workers, collectives, names
+from jaxdist import Workers, collectives, names, traffic
 from jaxdist.workers import force_host_devices, unroll
 
 
@@ -36,10 +36,12 @@ def test_every_collective_agrees_with_numpy_in_every_layout(layout):
     score = np.array([3, np.nan, 1, 2, 1, 5, 6, 7], np.float32)[:num]
     weight = np.arange(num, dtype=np.float32)
     shuffled = np.random.default_rng(3).permutation(num)
+    partial = np.where(np.arange(num) % 3 == 1, -1, shuffled)
 
     def one(step, x, score, weight):
         mean, total = collectives.mean(x, lay.axis, weight)
         leader, who = collectives.from_argmin(x, score, lay.axis)
+        outer = weight + jnp.arange(num) / 16
         local, local_who = collectives.from_argmin(x, score, lay.axis, UNEVEN[num])
         return step, {
             "index": collectives.index(lay.axis),
@@ -56,6 +58,9 @@ def test_every_collective_agrees_with_numpy_in_every_layout(layout):
             "scalars": collectives.gather_scalars(weight, lay.axis),
             "ring": collectives.permute(x, lay.axis, np.roll(np.arange(num), 1)),
             "shuffled": collectives.permute(x, lay.axis, shuffled),
+            "partial": collectives.permute(x, lay.axis, partial),
+            "gathered": collectives.all_gather(x, lay.axis),
+            "exchanged": collectives.all_to_all(outer, lay.axis),
         }
 
     _, out = lay.spmd(one)(jnp.int32(0), lay.put(x), lay.put(score), lay.put(weight))
@@ -70,6 +75,11 @@ def test_every_collective_agrees_with_numpy_in_every_layout(layout):
         near(out["leader"][name], leaf[2])
         near(out["ring"][name], np.roll(leaf, 1, 0))
         near(out["shuffled"][name], leaf[shuffled])
+        near(
+            out["partial"][name],
+            np.where(partial.reshape(-1, *[1] * (leaf.ndim - 1)) < 0, 0, leaf[partial]),
+        )
+        near(out["gathered"][name], leaf)
         for groups, got in zip(GROUPS[num], out["groups"], strict=True):
             for members in groups:
                 near(got[name][members], leaf[members].sum(0))
@@ -77,6 +87,7 @@ def test_every_collective_agrees_with_numpy_in_every_layout(layout):
             leader = min(members, key=lambda i: (np.nan_to_num(score[i], nan=np.inf), i))
             near(out["local"][name][members], leaf[leader])
             near(out["local_who"][members], leader)
+    near(out["exchanged"], weight + np.arange(num)[:, None] / 16)
     near(out["total"], weight.sum())
     near(out["who"], 2)
     for members in UNEVEN[num]:
@@ -89,15 +100,29 @@ def test_every_collective_agrees_with_numpy_in_every_layout(layout):
 @pytest.mark.parametrize("seed", range(3))
 def test_any_permutation_in_a_layout_with_several_workers_a_device(num, seed):
     workers = Workers.create(num, devices=jax.devices()[:2])
-    source = np.random.default_rng(seed).permutation(num)
+    rng = np.random.default_rng(seed)
+    full = rng.permutation(num)
+    partial = np.where(rng.random(num) < 0.4, -1, full)
     x = rows(num, 3)
-    f = workers.spmd(lambda s, x: (s, collectives.permute(x, workers.axis, source)))
-    np.testing.assert_array_equal(f(0, x)[1], x[source])
+    f = workers.spmd(
+        lambda s, x: (s, [collectives.permute(x, workers.axis, p) for p in (full, partial)])
+    )
+    got = f(0, x)[1]
+    np.testing.assert_array_equal(got[0], x[full])
+    np.testing.assert_array_equal(got[1], np.where(partial[:, None] < 0, 0, x[partial]))
+
+
+def test_neighbours_on_two_devices_are_one_permute_apart():
+    workers = Workers.create(8, devices=jax.devices()[:4])
+    ring = np.roll(np.arange(8), 1)
+    f = workers.spmd(lambda s, x: (s, collectives.permute(x, workers.axis, ring)))
+    found = traffic.compiled(f.lower(0, rows(8, 3)).compile().as_text())
+    assert found == [traffic.Collective("collective-permute", 12, 4, 4)]
 
 
 def test_a_permutation_is_checked():
     f = jax.vmap(lambda x: collectives.permute(x, "w", [0, 0, 2]), axis_name="w")
-    with pytest.raises(ValueError, match=r"source is \[0, 0, 2\]; it must be a permutation"):
+    with pytest.raises(ValueError, match=r"source is \[0, 0, 2\]; it must have 3 entries"):
         f(jnp.ones((3, 2)))
 
 
@@ -157,6 +182,12 @@ def test_a_submesh_shards_the_first_dimension_that_it_divides():
         (lambda: Workers(2, jax.make_mesh((2,), ("data",))), r"one must be named 'worker'"),
         (lambda: force_host_devices(0), r"num is 0"),
         (lambda: force_host_devices(999), r"999, but JAX has started with 8 CPU devices"),
+        (
+            lambda: names.parse({"ring": rows}, "ring, 3", "graph"),
+            r"graph 'ring, 3' cannot be read",
+        ),
+        (lambda: names.parse({"ring": rows}, "rong", "graph"), r"did you mean 'ring'"),
+        (lambda: names.parse({"ring": rows}, "ring(sed=1)", "graph"), r"did you mean 'seed'"),
         (lambda: names.lookup({"digits": 0}, "digit", "data set"), r"did you mean 'digits'"),
     ],
 )
