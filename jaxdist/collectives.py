@@ -113,7 +113,7 @@ def from_argmin(
     against a number.
 
     Args:
-        tree: this worker's tree, of floating-point leaves.
+        tree: this worker's tree, of floating-point or integer leaves.
         score: this worker's score, a scalar.
         axis: the workers' axis.
         groups: lists of worker indices that take part in separate elections; None for one.
@@ -125,7 +125,7 @@ def from_argmin(
     best = min(score, axis, groups)
     me = index(axis)
     leader = min(jnp.where(score == best, me, np.iinfo(np.int32).max), axis, groups)
-    mine = jax.tree.map(lambda x: jnp.where(me == leader, x, -jnp.inf).astype(x.dtype), tree)
+    mine = jax.tree.map(lambda x: jnp.where(me == leader, x, _lowest(x.dtype)), tree)
     return _extreme(mine, axis, groups), leader
 
 
@@ -255,8 +255,9 @@ def _group_reduce(x: jax.Array, axis: Axis, groups: Groups, op: str) -> jax.Arra
     return reduce(slots, axis)[mine]
 
 
-def _lowest(dtype: jnp.dtype) -> Any:
-    return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+def _lowest(dtype: jnp.dtype) -> np.ndarray:
+    lowest = -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+    return np.array(lowest, dtype)
 
 
 def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:

@@ -4,13 +4,14 @@
 
 Both train the CNN of two convolutions on 28 x 28 images, 32 a worker and step, with Nesterov
 momentum, MGRAWA of period 8 and all data in memory, in float32 on the CPU: ours with the trainer's
-step on 8 host devices, theirs in 8 gloo processes of one thread (`torch_mgrawa`). They take turns,
+step on 8 host devices, theirs in 8 gloo processes of one thread (`torch_workers`). They take turns,
 so that whatever else the machine does meets both alike. `--check` compares the parameters that
 both reach from the same start instead of timing them.
 """
 
 import argparse
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.bench import common
-from experiments.bench.torch_mgrawa import TorchSide
+from experiments.bench.torch_workers import TorchSide
 from jaxdist import rules, stacked
 from jaxdist.data import normalize
 from jaxdist.workers import force_host_devices
@@ -31,12 +32,12 @@ TOLERANCE = 1e-3  # of the way from the start
 
 
 class OurSide(common.Stepper):
-    """The trainer's step, from its first."""
+    """The trainer's step with a rule, from its first."""
 
-    def __init__(self):
-        run = common.cnn_run("mgrawa", **RULE)
+    def __init__(self, rule: str, **hyper: Any):
+        run = common.cnn_run(rule, **hyper)
         optimizer = optax.sgd(**SGD, nesterov=True)
-        tx = rules.compose(optimizer, "mgrawa", run.workers.axis, **RULE)
+        tx = rules.compose(optimizer, rule, run.workers.axis, **hyper)
         self._dataset = run.dataset
         super().__init__(dataclasses.replace(run, tx=tx), warm_up=0)
 
@@ -48,6 +49,10 @@ class OurSide(common.Stepper):
         """All batches, `[batches, W, B, ...]`, normalised."""
         images, labels = (np.stack(part) for part in zip(*self._batches, strict=True))
         return np.asarray(normalize(images, self._dataset.mean, self._dataset.std)), labels
+
+    def in_torch(self, rule: str, **hyper: Any) -> TorchSide:
+        """The same start, data and optimizer in PyTorch, with a rule and its hyper-parameters."""
+        return TorchSide(self.weights()[0], *self.data(), sgd=SGD, rule=rule, **hyper)
 
 
 def main() -> None:
@@ -65,16 +70,16 @@ def main() -> None:
     with cli.clean_errors(traceback=False):
         jax.config.update("jax_platforms", "cpu")
         force_host_devices(common.WORKERS)
-        ours = OurSide()
-        with TorchSide(ours.weights()[0], *ours.data(), RULE | SGD) as theirs:
+        ours = OurSide("mgrawa", **RULE)
+        with ours.in_torch("mgrawa", **RULE) as theirs:
             if args.check:
-                check(ours, theirs)
+                check("throughput --check", ours, theirs)
             else:
-                measure(ours, theirs, args.pairs, args.steps)
+                common.finish("throughput", **measure(ours, theirs, args.pairs, args.steps))
 
 
-def measure(ours: OurSide, theirs: TorchSide, pairs: int, steps: int) -> None:
-    """Times both sides in turn, and prints what came of it."""
+def measure(ours: OurSide, theirs: TorchSide, pairs: int, steps: int) -> dict[str, Any]:
+    """Times both sides in turn; prints the rates and returns them for the last line."""
     sides = {"ours": ours, "torch": theirs.run}
     for side in sides.values():
         side(2 * common.PERIOD)  # compiles, and warms up
@@ -87,18 +92,17 @@ def measure(ours: OurSide, theirs: TorchSide, pairs: int, steps: int) -> None:
         ("pair", "ours, samples/s", "PyTorch, samples/s", "ratio"),
         [(str(i), f"{a:,.0f}", f"{b:,.0f}", f"{r:.3f}") for i, (a, b, r) in enumerate(rows)],
     )
-    common.finish(
-        "throughput",
-        ratio=round(common.ratio(rates["ours"], rates["torch"]), 3),
-        ratios=[round(r, 3) for r in ratios],
-        samples_per_second={name: [round(r) for r in each] for name, each in rates.items()},
-        steps=steps,
-        torch=theirs.version(),
-    )
+    return {
+        "ratio": round(common.ratio(rates["ours"], rates["torch"]), 3),
+        "ratios": [round(r, 3) for r in ratios],
+        "samples_per_second": {name: [round(r) for r in each] for name, each in rates.items()},
+        "steps": steps,
+        "torch": theirs.version(),
+    }
 
 
-def check(ours: OurSide, theirs: TorchSide) -> None:
-    """Compares all workers' parameters after two syncs; exit status 1 if they differ.
+def check(name: str, ours: OurSide, theirs: TorchSide) -> None:
+    """Compares all workers' parameters after 16 steps; exit status 1 if they differ.
 
     Rounding that tips a ReLU or a maximum the other way changes one example's gradient, so the
     learning rate is small, and the difference is set against the way from the start.
@@ -120,7 +124,7 @@ def check(ours: OurSide, theirs: TorchSide) -> None:
     of_way = norm(apart.values()) / norm(moved.values())
     of_all = norm(apart.values()) / norm(us.values())
     common.finish(
-        "throughput --check",
+        name,
         agree=of_way <= TOLERANCE,
         difference_of_way=of_way,
         difference_of_parameters=of_all,

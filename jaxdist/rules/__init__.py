@@ -12,16 +12,22 @@ import optax
 
 from jaxdist.collectives import Axis
 from jaxdist.names import lookup
+from jaxdist.rules.al_dsgd import al_dsgd
 from jaxdist.rules.averaging import (
     average_gradients,
     hierarchical_sgd,
     local_sgd,
     post_local_sgd,
 )
+from jaxdist.rules.choco import choco
 from jaxdist.rules.elastic import eamsgd, easgd
+from jaxdist.rules.gossip import ad_psgd, dpsgd, gossip_pga, one_peer_exponential
 from jaxdist.rules.grawa import lgrawa, mgrawa
 from jaxdist.rules.leader import lsgd
+from jaxdist.rules.matcha import matcha
+from jaxdist.rules.noloco import noloco
 from jaxdist.rules.push_pull import dppf
+from jaxdist.rules.push_sum import sgp
 
 RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "average_gradients": average_gradients,
@@ -34,6 +40,15 @@ RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "mgrawa": mgrawa,
     "lgrawa": lgrawa,
     "dppf": dppf,
+    "dpsgd": dpsgd,
+    "gossip_pga": gossip_pga,
+    "matcha": matcha,
+    "one_peer_exponential": one_peer_exponential,
+    "ad_psgd": ad_psgd,
+    "al_dsgd": al_dsgd,
+    "sgp": sgp,
+    "noloco": noloco,
+    "choco": choco,
 }
 
 __all__ = ["RULES", "center", "compose", "metrics", *RULES]

@@ -5,8 +5,9 @@ communicating, and what it does on the steps on which a sync is due. `rule` make
 transformation.
 """
 
+import functools
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -29,9 +30,11 @@ class State(Protocol):
 
 
 class Extra(NamedTuple):
-    """What a rule may use besides the parameters, of one worker: all but the first by `need`."""
+    """What a rule may use besides the parameters, of one worker: the last three by `need`."""
 
+    params: Params  # before the step
     update: Params  # what the optimizer before the rule wants to add
+    step: jax.Array
     value: jax.Array | None = None
     grad: Params | None = None
     probe_grad: Params | None = None
@@ -80,8 +83,9 @@ def rule(
     ):
         if params is None:
             raise ValueError("params is None; a rule needs tx.update(updates, state, params)")
-        extra = Extra(updates, value, _like(grad, params), _like(probe_grad, params))
         step = state.count if step is None else step
+        of_gradient = _like(grad, params), _like(probe_grad, params)
+        extra = Extra(params, updates, step, value, *of_gradient)
 
         def acting(act):
             def run(updates, state):
@@ -98,6 +102,21 @@ def rule(
                 due, step, acting(sync), lambda *unchanged: unchanged, updates, state
             )
         return updates, state._replace(count=state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def rule_of_size(
+    axis: Axis,
+    init: Callable[[Params], State],
+    syncs: Callable[[int], Sequence[tuple[Due | None, Act]]],
+    local: Act | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`rule` for syncs that depend on the number of workers: `syncs(W)` gives its pairs."""
+    made = functools.cache(lambda num: rule(init, *syncs(num), local=local))
+
+    def update(updates, state, params=None, **extra):
+        return made(collectives.size(axis)).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -145,6 +164,14 @@ def check_between(name: str, value: Any, low: float, high: float) -> None:
         return
     if not (np.ndim(value) == 0 and low <= value <= high):
         raise ValueError(f"{name} is {value}; it must be a number in [{low}, {high}]")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises a ValueError if a concrete `value` is not above 0 and finite; traced ones pass."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not (np.ndim(value) == 0 and 0 < value < np.inf):
+        raise ValueError(f"{name} is {value}; it must be a finite number above 0")
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -1,8 +1,9 @@
-"""MGRAWA written plainly in PyTorch: the peer of the throughput benchmark.
+"""MGRAWA and D-PSGD written plainly in PyTorch: the peers of the throughput benchmarks.
 
 Eight (or W) processes with one thread each, gloo between them, the usual ways to be fast on a CPU:
-channels_last, in-place ReLU, the fused optimizer, multi-tensor operations, one all-reduce a sync of
-all parameters as one array. The file is also what those processes run; only they import torch.
+channels_last, in-place ReLU, the fused optimizer, multi-tensor operations, and messages of all
+parameters as one array: an all-reduce a sync for MGRAWA, and for D-PSGD one message to and from
+each neighbour a step. The file is also what those processes run; only they import torch.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +26,13 @@ class TorchSide:
     """The workers' processes: started once, asleep between two calls of `run`.
 
     Args:
-        weights: the parameters that all workers start from, by name as "conv1/kernel", in JAX's
+        start: the parameters that all workers start from, by name as "conv1/kernel", in JAX's
             layouts (HWIO, and [in, out]).
         images: float32 `[batches, W, B, H, W, C]`; step t uses batch t modulo their number.
         labels: integers `[batches, W, B]`.
-        setting: "learning_rate", "momentum", "period", "strength", "prox" and "decay".
+        sgd: "learning_rate" and "momentum" (Nesterov's).
+        rule: one of `RULES`.
+        **hyper: its hyper-parameters.
 
     Raises:
         ValueError: if torch is not installed.
@@ -36,20 +40,24 @@ class TorchSide:
 
     def __init__(
         self,
-        weights: Mapping[str, np.ndarray],
+        start: Mapping[str, np.ndarray],
         images: np.ndarray,
         labels: np.ndarray,
-        setting: Mapping[str, float],
+        *,
+        sgd: Mapping[str, float],
+        rule: str,
+        **hyper: Any,
     ):
         if importlib.util.find_spec("torch") is None:
             raise ValueError("torch is not installed: pip install torch, or jaxdist[bench]")
-        self._folder = tempfile.TemporaryDirectory(prefix="torch_mgrawa_")
+        self._folder = tempfile.TemporaryDirectory(prefix="torch_workers_")
         folder = Path(self._folder.name)
-        np.savez(folder / "weights.npz", **weights)
+        np.savez(folder / "start.npz", **start)
         num = images.shape[1]
         for rank in range(num):
             np.savez(folder / f"data{rank}.npz", images=images[:, rank], labels=labels[:, rank])
-        command = [sys.executable, __file__, str(folder), str(num), json.dumps(dict(setting))]
+        setting = {"sgd": dict(sgd), "rule": rule, "hyper": hyper}
+        command = [sys.executable, __file__, str(folder), str(num), json.dumps(setting)]
         self._processes = [
             subprocess.Popen(
                 [*command, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -100,7 +108,7 @@ class TorchSide:
         return answers
 
 
-def worker(folder: Path, num: int, setting: Mapping[str, float], rank: int) -> None:
+def worker(folder: Path, num: int, setting: Mapping[str, Any], rank: int) -> None:
     """One worker: answers the requests on standard input until it is closed."""
     import torch
     import torch.distributed as dist
@@ -117,7 +125,7 @@ def worker(folder: Path, num: int, setting: Mapping[str, float], rank: int) -> N
     ]
     labels = list(torch.from_numpy(data["labels"].astype(np.int64)))
 
-    start = dict(np.load(folder / "weights.npz"))
+    start = dict(np.load(folder / "start.npz"))
     layers = nn.ModuleDict()
     for name in ("conv1", "conv2", "dense", "head"):
         kernel = start[f"{name}/kernel"]
@@ -130,46 +138,29 @@ def worker(folder: Path, num: int, setting: Mapping[str, float], rank: int) -> N
     layers = layers.to(memory_format=torch.channels_last)
     conv1, conv2, dense, head = layers.values()
     params = list(layers.parameters())
-    period, prox = setting["period"], setting["prox"] / setting["period"]
-    strength, decay = setting["strength"], setting["decay"]
     optimizer = torch.optim.SGD(
         params,
-        lr=setting["learning_rate"],
-        momentum=setting["momentum"],
+        lr=setting["sgd"]["learning_rate"],
+        momentum=setting["sgd"]["momentum"],
         nesterov=True,
         fused=True,
     )
-    center = [p.detach().clone() for p in params]
-    norm, count, done = torch.zeros(()), 0, 0
+    communicate = torch.no_grad()(RULES[setting["rule"]](params, **setting["hyper"]))
+    done = 0
 
     def logits(x):
         x = functional.max_pool2d(functional.relu_(conv1(x)), 2)
         x = functional.max_pool2d(functional.relu_(conv2(x)), 2)
         return head(functional.relu_(dense(x.permute(0, 2, 3, 1).flatten(1))))
 
-    @torch.no_grad()
-    def sync():
-        u = 1 / (norm / (1 - decay**count)).clamp(min=1e-12)
-        flat = torch.cat([*(p.flatten() for p in params), torch.ones(1)]).mul_(u)
-        dist.all_reduce(flat)
-        mean = (flat[:-1] / flat[-1]).split([p.numel() for p in params])
-        torch._foreach_copy_(center, [m.view(p.shape) for m, p in zip(mean, params, strict=True)])
-        torch._foreach_lerp_(params, center, strength)
-
     def step():
-        nonlocal norm, count, done
+        nonlocal done
         batch = done % len(images)
         optimizer.zero_grad()
         functional.cross_entropy(logits(images[batch]), labels[batch]).backward()
         optimizer.step()
-        done, count = done + 1, count + 1
-        with torch.no_grad():
-            total = torch.stack(torch._foreach_norm([p.grad for p in params])).sum()
-            norm = decay * norm + (1 - decay) * total
-            torch._foreach_lerp_(params, center, prox)
-        if done % period == 0:
-            sync()
-            norm, count = torch.zeros(()), 0
+        communicate()
+        done += 1
 
     for request in sys.stdin:
         what, *steps = request.split()
@@ -186,6 +177,63 @@ def worker(folder: Path, num: int, setting: Mapping[str, float], rank: int) -> N
         else:
             answer = torch.__version__
         print(answer, flush=True)
+
+
+def mgrawa(
+    params: Sequence, *, period: int, strength: float, prox: float, decay: float
+) -> Callable[[], None]:
+    """MGRAWA: what a worker does after each step of its optimizer."""
+    import torch
+    import torch.distributed as dist
+
+    center = [p.detach().clone() for p in params]
+    norm, count = torch.zeros(()), 0
+
+    def sync():
+        u = 1 / (norm / (1 - decay**count)).clamp(min=1e-12)
+        flat = torch.cat([*(p.flatten() for p in params), torch.ones(1)]).mul_(u)
+        dist.all_reduce(flat)
+        mean = (flat[:-1] / flat[-1]).split([p.numel() for p in params])
+        torch._foreach_copy_(center, [m.view(p.shape) for m, p in zip(mean, params, strict=True)])
+        torch._foreach_lerp_(params, center, strength)
+
+    def communicate():
+        nonlocal norm, count
+        total = torch.stack(torch._foreach_norm([p.grad for p in params])).sum()
+        norm, count = decay * norm + (1 - decay) * total, count + 1
+        torch._foreach_lerp_(params, center, prox / period)
+        if count == period:
+            sync()
+            norm, count = torch.zeros(()), 0
+
+    return communicate
+
+
+def dpsgd(params: Sequence, *, matrix: Sequence[Sequence[float]]) -> Callable[[], None]:
+    """D-PSGD over any undirected graph, x_i <- sum_j matrix[i][j] x_j, likewise."""
+    import torch
+    import torch.distributed as dist
+
+    sizes = [p.numel() for p in params]
+    flat = torch.empty(sum(sizes))
+    for p, part in zip(params, flat.split(sizes), strict=True):  # parameters become views of it
+        p.data = part.as_strided(p.shape, p.stride()).copy_(p.data)
+    me = dist.get_rank()
+    received = {j: torch.empty_like(flat) for j, w in enumerate(matrix[me]) if w and j != me}
+    messages = [dist.P2POp(dist.irecv, x, j) for j, x in received.items()]
+    messages += [dist.P2POp(dist.isend, flat, j) for j in received]
+
+    def communicate():
+        for message in dist.batch_isend_irecv(messages):
+            message.wait()
+        flat.mul_(matrix[me][me])
+        for j, x in received.items():
+            flat.add_(x, alpha=matrix[me][j])
+
+    return communicate
+
+
+RULES = {"mgrawa": mgrawa, "dpsgd": dpsgd}
 
 
 def _swap(kernel: np.ndarray, *, to_torch: bool) -> np.ndarray:

@@ -1,0 +1,231 @@
+"""AL-DSGD: gossip that is also pulled to the best and to the best connected neighbour."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist import collectives
+from jaxdist import topology as graphs_of
+from jaxdist.collectives import Axis
+from jaxdist.compression import Compressor
+from jaxdist.compression.exchange import Wire, wide
+from jaxdist.rules import base, mixing
+from jaxdist.rules.matcha import Activated, check_budget
+from jaxdist.topology import Topology
+
+VARIANTS = ("paper", "released")
+
+
+class AlDsgdState(NamedTuple):
+    """State of `al_dsgd`.
+
+    Attributes:
+        count: steps taken.
+        metrics: leader and hub, the worker that each was pulled to for its loss and for its degree
+            at the last mixing (-1: none yet), and spectral_gap.
+    """
+
+    count: jax.Array
+    metrics: dict[str, Any]
+
+
+class _Met(NamedTuple):
+    """Whom a worker has met so far, while the matchings arrive; itself at first."""
+
+    moved: optax.Params  # sum_j W_ij (x_j - x_i)
+    leader: jax.Array  # index, loss and parameters of the one with the least loss
+    loss: jax.Array
+    best: optax.Params
+    hub: jax.Array  # index, degree and parameters of the one with the largest degree
+    degree: jax.Array
+    busiest: optax.Params
+
+    @property
+    def by_loss(self):
+        return self.leader, self.loss, self.best
+
+    @property
+    def by_degree(self):
+        return self.hub, self.degree, self.busiest
+
+
+def al_dsgd(
+    axis: Axis,
+    *,
+    topologies: str | Topology | Sequence[Topology] = "al_dsgd(graph=2), al_dsgd(graph=1)",
+    leader_pull: float = 0.1,
+    degree_pull: float = 0.1,
+    leader_weight: float = 0.3,
+    degree_weight: float = 0.1,
+    variant: str = "paper",
+    budget: float = 1.0,
+    period: int = 1,
+    seed: int = 0,
+    compress: str | Compressor | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adjacent-leader decentralised SGD: dynamic graphs, and pulls to the best neighbours.
+
+    Among i and its neighbours N is the one of least training loss, T the one of largest degree.
+
+    paper:    h_i = x_i + u_i - leader_pull (x_i - x_N) - degree_pull (x_i - x_T)
+              x_i <- (1 - leader_weight - degree_weight) sum_j W_ij h_j
+                     + leader_weight h_N + degree_weight h_T
+    released: h_i = x_i + u_i
+              z_i = (1 - leader_weight - degree_weight) sum_j W_ij h_j
+                    + leader_weight h_N + degree_weight h_T
+              x_i <- z_i - leader_pull (z_i - h_N) - degree_pull (z_i - h_T)
+
+    Ties go to the worker itself, then to the lowest index. Losses (extra argument `value`) travel
+    with the parameters; the degree is the number of neighbours at this mixing, known to all. A
+    neighbour that is not finite is as if it were not there. The pulls take the products
+    gamma lambda of the paper: let a schedule of theirs follow that of the learning rate by
+    `optax.inject_hyperparams`. With all four coefficients 0 this is `dpsgd`.
+
+    Sends d + 1 numbers to each neighbour; in the paper's form with pulls 2 d + 1, because N and T
+    are pulled to before and averaged with after the local step. Of the neighbours' models only the
+    running best and the running busiest are kept: 2 d numbers, whatever the degree.
+
+    Args:
+        axis: the workers' axis.
+        topologies: graphs that take turns (see `jaxdist.topology`).
+        leader_pull: gamma lambda_N; p1 in the released code.
+        degree_pull: gamma lambda_tau; p2.
+        leader_weight: w_N; c1.
+        degree_weight: w_tau; c2.
+        variant: "paper" or "released".
+        budget: below 1, the matchings of each graph are drawn, and weighted, as by `matcha`.
+        period: steps from one mixing to the next.
+        seed: decides those draws.
+        compress: as for `dpsgd`.
+
+    Raises:
+        ValueError: if a coefficient is outside [0, 1], both pulls or both weights add up to more
+            than 1, or `variant`, `budget` or `period` is not allowed; in `update`, as `dpsgd`, or
+            if `value` is missing.
+
+    Example:
+        >>> import jaxdist
+        >>> rule = jaxdist.rules.al_dsgd("worker", topologies="ring", leader_pull=0.05)
+
+    Reference:
+        He, Wang, Choromanska 2024 (arXiv 2405.11389). "released" was read in the authors' code
+        (HectorHHZ/Adjacent_Leader_Dencentralized_SGD communicator.py); of "paper" the local step
+        was read in a review and the averaging is from memory. The paper's coefficients were not
+        found: the defaults are the code's. It counts only active matchings in a degree, as here.
+    """
+    base.check_axis(axis)
+    base.check_period("period", period)
+    base.check_choice("variant", variant, VARIANTS)
+    _check_pair("leader_pull", leader_pull, "degree_pull", degree_pull)
+    _check_pair("leader_weight", leader_weight, "degree_weight", degree_weight)
+    check_budget(budget)
+    graphs_of.check_spec(topologies)
+    wire = Wire(compress, "al_dsgd")
+    pulls = leader_pull, degree_pull
+    twice = variant == "paper" and any(map(base.may_be_positive, pulls))
+
+    def init(params):
+        del params
+        metrics = {"leader": jnp.int32(-1), "hub": jnp.int32(-1), "spectral_gap": jnp.float32(0)}
+        return AlDsgdState(base.counter(), metrics)
+
+    def act_on(graph):
+        dues, degrees = None, lambda step: graph.degrees
+        if budget < 1:
+            graph = Activated(graph, budget, period, seed)
+            dues, degrees = graph.dues, graph.degrees
+
+        def act(x, state, extra):
+            value = jnp.asarray(extra.need("value", "al_dsgd"), jnp.float32)
+            degree = jnp.asarray(degrees(extra.step), jnp.float32)
+            meet = functools.partial(_meet, graph, dues, axis, wire, extra.step)
+            if twice:
+                first = meet(extra.params, value, degree)
+                x = _pulled(x, extra.params, first, *pulls)
+                met = meet(x, value, degree, first)
+            else:
+                met = meet(x, value, degree)
+            mixed = mixing.plus(x, met.moved)
+            new = _pulled(mixed, mixed, met, leader_weight, degree_weight)
+            if variant == "released":
+                new = _pulled(new, new, met, *pulls)
+            return new, mixing.note(state, graph, leader=met.leader, hub=met.hub)
+
+        return act
+
+    def syncs(num):
+        graphs = mixing.undirected("al_dsgd", "topologies", topologies, num)
+        return [
+            (mixing.turn(period, number, len(graphs)), act_on(graph))
+            for number, graph in enumerate(graphs)
+        ]
+
+    return base.rule_of_size(axis, init, syncs)
+
+
+def _meet(graph, dues, axis, wire, step, x, value, degrees, before=None):
+    """What a worker knows when all neighbours' x have arrived.
+
+    Without `before` it looks for the least loss and the largest degree, else for the two that it
+    has found before.
+    """
+    me = collectives.index(axis)
+    message, own = wire.send(x, step)
+    models = {
+        "moved": jax.tree.map(jnp.zeros_like, own),
+        "best": wide(x),
+        "busiest": wide(x),
+    }
+    if before is None:
+        loss = jnp.where(jnp.isfinite(value) & base.healthy(x), value, jnp.inf)
+        start = _Met(leader=me, loss=loss, hub=me, degree=degrees[me], **models)
+        message = message, loss
+    else:
+        start = before._replace(**models)
+        message = (message,)
+
+    def visit(met, arrived, sender, weight):
+        y = wire.read(arrived[0], own, step)
+        here = (sender >= 0) & base.healthy(y)
+        moved = mixing.add(met.moved, y, own, jnp.where(here, weight, 0))
+        if before is None:
+            loss, degree = arrived[1], degrees[sender]
+            better = jnp.isfinite(loss) & _ahead(-loss, sender, -met.loss, met.leader, me)
+            busier = _ahead(degree, sender, met.degree, met.hub, me)
+        else:
+            loss, degree = met.loss, met.degree
+            better, busier = sender == met.leader, sender == met.hub
+        leader = mixing.choose(here & better, (sender, loss, y), met.by_loss)
+        hub = mixing.choose(here & busier, (sender, degree, y), met.by_degree)
+        return _Met(moved, *leader, *hub)
+
+    return mixing.fold(visit, start, message, graph, axis, step, dues)
+
+
+def _ahead(score, worker, best, holder, me):
+    """Whether a worker's score beats the best so far; ties: me first, then the lowest index."""
+    return (score > best) | ((score == best) & (holder != me) & (worker < holder))
+
+
+def _pulled(x, at, met, to_leader, to_hub):
+    """Returns x - to_leader (at - best) - to_hub (at - busiest)."""
+
+    def one(x, at, best, busiest):
+        at, new = at.astype(best.dtype), x.astype(best.dtype)
+        return (new - to_leader * (at - best) - to_hub * (at - busiest)).astype(x.dtype)
+
+    return jax.tree.map(one, x, at, met.best, met.busiest)
+
+
+def _check_pair(name, value, other, second):
+    base.check_between(name, value, 0, 1)
+    base.check_between(other, second, 0, 1)
+    if not any(isinstance(v, jax.core.Tracer) for v in (value, second)) and value + second > 1:
+        raise ValueError(
+            f"{name} is {value} and {other} {second}; together they must be at most 1, or the "
+            f"worker's own weight is negative"
+        )

@@ -1,0 +1,192 @@
+"""What the rules on graphs share: whose turn it is, and the fold over what neighbours send."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdist import collectives, topology
+from jaxdist.collectives import Axis
+from jaxdist.compression.exchange import Wire
+from jaxdist.rules import base
+from jaxdist.topology import Topology
+from jaxdist.traffic import Due
+
+Tree = Any
+Graphs = str | Topology | Sequence[Topology]
+Visit = Callable[[Tree, Tree, jax.Array, jax.Array], Tree]
+
+
+class MixingState(NamedTuple):
+    """State of the rules whose only memory is the parameters.
+
+    Attributes:
+        count: steps taken.
+        metrics: spectral_gap, 1 - ||W - J||_2 of the last mixing (0: none yet).
+    """
+
+    count: jax.Array
+    metrics: dict[str, Any]
+
+
+def init(params: Tree) -> MixingState:
+    """The state at the start."""
+    del params
+    return MixingState(base.counter(), {"spectral_gap": jnp.float32(0)})
+
+
+def note(state: Any, graph: Topology, **told: jax.Array) -> Any:
+    """The state that tells of the spectral gap in force, and of whatever else."""
+    found = {"spectral_gap": jnp.float32(graph.spectral_gap)} | told
+    return state._replace(metrics=state.metrics | found)
+
+
+def undirected(rule: str, argument: str, spec: Graphs, num: int) -> tuple[Topology, ...]:
+    """The graphs of a specification, all with symmetric weights whose rows sum to 1.
+
+    Raises:
+        ValueError: if a graph is directed, weights are not symmetric, or not even the union of the
+            graphs is connected.
+    """
+    graphs = topology.make(spec, num)
+    for graph in graphs:
+        if graph.directed:
+            raise ValueError(
+                f"{argument} has the directed graph {graph.name!r}; {rule} needs undirected ones: "
+                f"use sgp, or one_peer_exponential"
+            )
+        if not graph.symmetric:
+            raise ValueError(
+                f"{argument} has {graph.name!r} with weights that are not symmetric; {rule} needs "
+                f"symmetric ones, as weights='metropolis'"
+            )
+    topology.check_connected(graphs)
+    return graphs
+
+
+def turn(period: int, number: int, length: int) -> Due | None:
+    """When graph `number` of a cyclic sequence of `length` is in force: mixing s = number mod T.
+
+    Mixing s is that of the step t with (t + 1) / period = s + 1.
+    """
+    if length == 1:
+        return base.every(period)
+    return lambda t: ((t + 1) % period == 0) & (((t + 1) // period - 1) % length == number)
+
+
+def draw(period: int, seed: int, number: int, length: int) -> Due | None:
+    """When graph `number` is in force if each mixing s draws one of `length`, from (seed, s)."""
+    if length == 1:
+        return base.every(period)
+
+    def drawn(s):
+        key = jax.random.fold_in(jax.random.key(seed), s)
+        return jax.random.randint(key, (), 0, length) == number
+
+    return lambda t: ((t + 1) % period == 0) & _of_step(drawn, (t + 1) // period - 1)
+
+
+def activity(
+    probabilities: Sequence[float], period: int, seed: int
+) -> list[tuple[Due | None, Callable]]:
+    """For each matching when it is active: independently at each mixing, from (seed, s, matching).
+
+    Returns:
+        For each matching a function of the step for `collectives.when` (None: always), and one that
+        gives the same as a number, 0.0 or 1.0.
+    """
+
+    def one(number, probability):
+        if probability >= 1:
+            return None, lambda t: jnp.float32(1)
+
+        def active(s):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), s), number)
+            return jax.random.uniform(key) < probability
+
+        due = lambda t: _of_step(active, (t + 1) // period - 1)
+        return due, lambda t: due(t).astype(jnp.float32)
+
+    return [one(number, p) for number, p in enumerate(probabilities)]
+
+
+def fold(
+    visit: Visit,
+    carry: Tree,
+    message: Tree,
+    graph: Topology,
+    axis: Axis,
+    step: jax.Array,
+    active: Sequence[Due | None] | None = None,
+) -> Tree:
+    """Sends `message` to all neighbours and folds what arrives, one matching after the other.
+
+    carry <- visit(carry, arrived, sender, weight) for each round of the graph: one
+    collective-permute each, and never more than one neighbour's message in memory.
+
+    Args:
+        visit: is also called where nobody sends: then `arrived` is 0, `sender` -1, `weight` 0.
+        carry: what is folded.
+        message: this worker's.
+        graph: whose rounds are run.
+        axis: the workers' axis.
+        step: the shared step.
+        active: for each round when it is run; None for always.
+    """
+    me = collectives.index(axis)
+    for number, source in enumerate(graph.rounds):
+        weights = np.asarray(graph.round_weights[number], np.float32)
+
+        def receive(carry, message, source=source, weights=weights):
+            arrived = collectives.permute(message, axis, source)
+            return visit(carry, arrived, jnp.asarray(source)[me], jnp.asarray(weights)[me])
+
+        due = None if active is None else active[number]
+        carry = collectives.when(due, step, receive, lambda carry, _: carry, carry, message)
+    return carry
+
+
+def mix(
+    x: Tree,
+    graph: Topology,
+    axis: Axis,
+    wire: Wire,
+    step: jax.Array,
+    active: Sequence[Due | None] | None = None,
+) -> Tree:
+    """One gossip step: x_i + sum_j W_ij (Q(x_j) - Q(x_i)), with Q what the wire makes of x.
+
+    Whatever Q is, a doubly stochastic W conserves the mean. A neighbour that is not finite counts
+    as this worker itself.
+    """
+    message, own = wire.send(x, step)
+
+    def visit(total, arrived, sender, weight):
+        y = wire.read(arrived, own, step)
+        return add(total, y, own, jnp.where((sender >= 0) & base.healthy(y), weight, 0))
+
+    moved = fold(visit, jax.tree.map(jnp.zeros_like, own), message, graph, axis, step, active)
+    return plus(x, moved)
+
+
+def add(total: Tree, y: Tree, own: Tree, weight: jax.Array) -> Tree:
+    """Returns total + weight (y - own), and total where the weight is 0, whatever y is."""
+    one = lambda s, a, b: s + jnp.where(weight == 0, 0, weight * (a - b))
+    return jax.tree.map(one, total, y, own)
+
+
+def plus(x: Tree, moved: Tree) -> Tree:
+    """Returns x + moved in the types of x."""
+    return jax.tree.map(lambda a, m: (a.astype(m.dtype) + m).astype(a.dtype), x, moved)
+
+
+def choose(condition: jax.Array, x: Tree, y: Tree) -> Tree:
+    """Returns x where the condition, a scalar, holds, else y."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
+
+
+def _of_step(fn: Callable, s: Any) -> Any:
+    """`fn` of one mixing number, or of an array of them."""
+    return jnp.vectorize(fn)(jnp.asarray(s, jnp.int32))

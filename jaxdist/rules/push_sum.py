@@ -1,0 +1,124 @@
+"""Push-sum: averages over directed graphs, whose weights need not balance."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdist import collectives
+from jaxdist import topology as graphs_of
+from jaxdist.collectives import Axis
+from jaxdist.compression import Compressor
+from jaxdist.compression.exchange import Wire, wide
+from jaxdist.rules import base, mixing
+from jaxdist.topology import Topology
+
+
+class PushSumState(NamedTuple):
+    """State of `sgp`.
+
+    Attributes:
+        count: steps taken.
+        weight: w, this worker's push-sum weight, float32; sum_i w_i = W.
+        metrics: push_weight, which is w, and spectral_gap, that of the last mixing.
+    """
+
+    count: jax.Array
+    weight: jax.Array
+    metrics: dict[str, Any]
+
+
+def sgp(
+    axis: Axis,
+    *,
+    topology: str | Topology | Sequence[Topology] = "one_peer_exponential",
+    period: int = 1,
+    compress: str | Compressor | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Stochastic gradient push: gossip over directed graphs, with weights that undo their bias.
+
+    h_i = x_i + u_i(z_i);  x_i <- sum_j P_ij h_j;  w_i <- sum_j P_ij w_j;  z_i = x_i / w_i
+
+    P has columns that sum to 1: a worker splits what it has among itself and those it sends to. The
+    parameters that the chain holds are the de-biased z, so the gradient is taken there, and they
+    are what is evaluated and saved; x = w z is formed inside. sum_i x_i is conserved but for the
+    updates, and with zero updates every z goes to the mean of all x, on any strongly connected
+    graph. What a worker that is not finite sends is left out, with its weight. Sends d + 1 numbers
+    for each edge.
+
+    Args:
+        axis: the workers' axis.
+        topology: the graph, as "exponential" (see `jaxdist.topology`), or graphs that take turns.
+        period: steps from one mixing to the next.
+        compress: as for `dpsgd`; what a worker gives away is what the others can read, so the sum
+            is conserved.
+
+    Raises:
+        ValueError: if `period` < 1 or the topology cannot be read; in `update`, if it does not fit
+            the number of workers, has columns that do not sum to 1, or is not strongly connected.
+
+    Example:
+        >>> import jaxdist, optax
+        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.sgp("worker", topology="exponential"))
+
+    Reference:
+        Assran et al. 2019; read in the authors' code (facebookresearch/stochastic_gradient_push
+        gossip/distributed.py).
+    """
+    base.check_axis(axis)
+    base.check_period("period", period)
+    graphs_of.check_spec(topology)
+    wire = Wire(compress, "sgp")
+
+    def init(params):
+        del params
+        metrics = {"push_weight": jnp.float32(1), "spectral_gap": jnp.float32(0)}
+        return PushSumState(base.counter(), jnp.float32(1), metrics)
+
+    def local(z, state, extra):
+        del z
+        step = jax.tree.map(lambda u: (u / state.weight).astype(u.dtype), extra.update)
+        return optax.apply_updates(extra.params, step), state
+
+    def act_on(graph):
+        kept = np.asarray(graph.matrix.diagonal(), np.float32)
+
+        def act(z, state, extra):
+            x = jax.tree.map(lambda z: state.weight * z, wide(z))
+            message, own = wire.send(x, extra.step)
+
+            def visit(total, arrived, sender, share):
+                y, weight = wire.read(arrived[0], own, extra.step), arrived[1]
+                share = jnp.where((sender >= 0) & base.healthy(y), share, 0)
+                more = lambda s, y: s + jnp.where(share == 0, 0, share * y)
+                return jax.tree.map(more, total, (y, weight))
+
+            keeps = jnp.asarray(kept)[collectives.index(axis)]
+            rest = jax.tree.map(lambda x, q: x - (1 - keeps) * q, x, own)
+            start = rest, keeps * state.weight
+            message = message, state.weight
+            x, weight = mixing.fold(visit, start, message, graph, axis, extra.step)
+            z = jax.tree.map(lambda z, x: (x / weight).astype(z.dtype), z, x)
+            state = mixing.note(state, graph, push_weight=weight)
+            return z, state._replace(weight=weight)
+
+        return act
+
+    def syncs(num):
+        graphs = graphs_of.make(topology, num)
+        for graph in graphs:
+            if not graph.column_stochastic:
+                raise ValueError(
+                    f"topology has {graph.name!r} with columns that do not sum to 1; sgp needs "
+                    f"that: a directed graph, or weights='metropolis'"
+                )
+        graphs_of.check_connected(graphs)
+        return [
+            (mixing.turn(period, number, len(graphs)), act_on(graph))
+            for number, graph in enumerate(graphs)
+        ]
+
+    return base.rule_of_size(axis, init, syncs, local)
