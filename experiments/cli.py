@@ -2,11 +2,15 @@
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from experiments import configs
+
+if TYPE_CHECKING:
+    from experiments.config import Config
 
 T = TypeVar("T")
 
@@ -20,8 +24,18 @@ def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> a
         needed: the argument without which nothing can be done.
 
     Returns:
-        The command's own arguments, unchecked but for `needed`.
+        The command's own arguments, unchecked but for `needed`; what was put in place of parts of
+        the configuration is its attribute `parts`.
     """
+    parser.add_argument(
+        "--with",
+        dest="parts",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PART=FACTORY",
+        help="put another factory in a part: 'shards=dirichlet(alpha=0.1)', 'rule=dpsgd'",
+    )
     parser.add_argument("--list", action="store_true", help="show the configurations and exit")
     parser.add_argument("-h", "--help", action="store_true", help="show this, or all the flags")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
@@ -37,6 +51,19 @@ def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> a
             parser.exit()
         parser.error(f"--{needed} is needed; --list shows the configurations")
     return known
+
+
+def load(name: str, parts: Sequence[str]) -> "Config":
+    """The configuration of that name, with what `--with` puts in place of its parts.
+
+    Raises:
+        ValueError: if there is no such configuration, part, factory or option.
+    """
+    config = configs.load(name)
+
+    from experiments.components import read_component
+
+    return dataclasses.replace(config, **dict(map(read_component, parts)))
 
 
 def parse(kind: type[T], argv: Sequence[str], prog: str) -> T:

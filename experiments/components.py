@@ -10,17 +10,18 @@ import dataclasses
 import functools
 import inspect
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from experiments.optimizers import OPTIMIZERS, SCHEDULES
 from jaxdist.data import DATASETS, SHARDS
 from jaxdist.models import MODELS
-from jaxdist.names import lookup
+from jaxdist.names import lookup, parse
 from jaxdist.rules import RULES
 
 SLOTS: dict[str, Mapping[str, Callable]] = {
@@ -83,6 +84,39 @@ def component(slot: str, factory: str, **options) -> Component:
     return kind(**options)
 
 
+def read_component(text: str) -> tuple[str, Component]:
+    """Reads a slot and what to put there, as written on the command line.
+
+    Args:
+        text: "slot=factory" or "slot=factory(option=literal, ...)".
+
+    Returns:
+        The slot and the component.
+
+    Raises:
+        ValueError: as `component`, and if the text is not of that form or an option is of another
+            type.
+
+    Example:
+        >>> read_component("shards=dirichlet(alpha=0.1)")[1].alpha
+        0.1
+    """
+    slot, _, call = (part.strip() for part in text.partition("="))
+    table = lookup(SLOTS, slot, "part of a configuration:")
+    calls = parse(table, call, slot) if call else []
+    if len(calls) != 1:
+        raise ValueError(f"{text!r} cannot be read; write '{slot}=NAME' or '{slot}=NAME(option=1)'")
+    ((factory, options),) = calls
+    made = component(slot, factory, **options)
+    for field in dataclasses.fields(made):
+        if field.name in options and not _fits(options[field.name], field.type):
+            raise ValueError(
+                f"{slot} {factory!r}: {field.name}={options[field.name]!r}; allowed is "
+                f"{_said(field.type)}"
+            )
+    return slot, made
+
+
 @functools.cache
 def component_type(slot: str, name: str, factory: Callable) -> type[Component]:
     """The dataclass of a factory's keyword-only arguments, their defaults and documentation."""
@@ -112,10 +146,11 @@ def _doc(name: str, factory: Callable) -> str:
 
 
 def _flag(annotation: Any) -> Any:
-    """The annotation as a flag: a Python literal where words alone would be ambiguous."""
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    members = typing.get_args(annotation) if is_union else (annotation,)
-    members = [part for part in members if typing.get_origin(part) is not Callable]
+    """The annotation as a flag: a Python literal where words alone would be ambiguous.
+
+    What of a union cannot be written down, as a function or a graph, is left out.
+    """
+    members = [part for part in _members(annotation) if _is_written(part)]
     annotation = functools.reduce(operator.or_, members)
     if not any(_is_nested(part) for part in members):
         return annotation
@@ -123,19 +158,41 @@ def _flag(annotation: Any) -> Any:
     def read(words: list[str]) -> Any:
         with contextlib.suppress(SyntaxError, ValueError):
             value = ast.literal_eval(words[0])
-            if any(_fits(value, part) for part in members):
+            if _fits(value, annotation):
                 return value
-        allowed = str(annotation).replace("collections.abc.", "")
-        raise ValueError(f"{words[0]!r}: allowed is a Python literal of type {allowed}")
+        raise ValueError(f"{words[0]!r}: allowed is a Python literal of type {_said(annotation)}")
 
     literal = tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="LITERAL",
         instance_from_str=read,
-        is_instance=lambda value: any(_fits(value, part) for part in members),
+        is_instance=lambda value: _fits(value, annotation),
         str_from_instance=lambda value: [repr(value)],
     )
     return Annotated[annotation, literal]
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The types of which a value may have any."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _is_written(annotation: Any) -> bool:
+    """Whether its values can be written on a command line, and to JSON."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return True
+    if origin is None:
+        return annotation in (bool, int, float, str, type(None))
+    return issubclass(origin, Collection) and all(
+        _is_written(part) for part in parts if part is not Ellipsis
+    )
+
+
+def _said(annotation: Any) -> str:
+    said = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return re.sub(r"(collections\.abc|typing)\.", "", said)
 
 
 def _is_nested(annotation: Any) -> bool:
@@ -149,9 +206,17 @@ def _is_nested(annotation: Any) -> bool:
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a literal is of a type made of mappings, sequences and plain types."""
+    members = _members(annotation)
+    if len(members) > 1:
+        return any(_fits(value, part) for part in members)
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _fits(value, parts[0])
+    if origin is Literal:
+        return value in parts
     if origin is None:
-        return isinstance(value, annotation)
+        allowed = {float: (int, float)}.get(annotation, annotation)
+        return isinstance(value, allowed) and (annotation is bool or not isinstance(value, bool))
     if issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(
             _fits(key, parts[0]) and _fits(entry, parts[1]) for key, entry in value.items()

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     given = cli.peek(parser, argv, "configs")
     with cli.clean_errors(given.traceback):
-        _sweep(argv, _expand(given.configs))
+        _sweep(argv, _expand(given.configs), given.parts)
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
@@ -52,8 +52,8 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for match in matches for name in match))
 
 
-def _sweep(argv: Sequence[str], names: Sequence[str]) -> None:
-    parsed = {Path(name).stem: _parse(argv, configs.load(name)) for name in names}
+def _sweep(argv: Sequence[str], names: Sequence[str], parts: Sequence[str]) -> None:
+    parsed = {Path(name).stem: _parse(argv, cli.load(name, parts)) for name in names}
     cli.start(max(arguments.run.workers * arguments.run.fsdp for arguments in parsed.values()))
 
     from experiments import comparison
@@ -85,6 +85,8 @@ def _parse(argv: Sequence[str], default: "Config"):
         workdir: Path
         """Folder for the runs and for the comparison."""
         run: Annotated[type(default), tyro.conf.arg(name="")] = default
+        parts: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
+        """Puts other factories in parts of every configuration, as 'shards=dirichlet(alpha=0.1)'."""
         seeds: tuple[int, ...] = (0,)
         """The seeds, in place of the configuration's own."""
         bytes_budget: float | None = None

@@ -9,9 +9,12 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from experiments import cli, configs
+from experiments import cli
+
+if TYPE_CHECKING:
+    from experiments.config import Config
 
 PROG = "python -m experiments.train"
 
@@ -31,13 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", help="folder for metrics, plots and checkpoints")
     given = cli.peek(parser, argv, "config")
     with cli.clean_errors(given.traceback):
-        _train(argv, given.config)
+        _train(argv, cli.load(given.config, given.parts))
 
 
-def _train(argv: Sequence[str], name: str) -> None:
+def _train(argv: Sequence[str], default: "Config") -> None:
     import tyro
-
-    default = configs.load(name)
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -48,6 +49,8 @@ def _train(argv: Sequence[str], name: str) -> None:
         workdir: Path
         """Folder for metrics, plots and checkpoints."""
         run: Annotated[type(default), tyro.conf.arg(name="")] = default
+        parts: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
+        """Puts other factories in parts of the configuration, as 'shards=dirichlet(alpha=0.1)'."""
         progress: bool = True
         """Show a progress bar."""
         traceback: bool = False

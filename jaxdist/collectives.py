@@ -200,13 +200,17 @@ def when(
 
     Args:
         due: a vectorised function of the step, as `lambda t: (t + 1) % 8 == 0`; None for always.
-        step: the shared int32 step.
+        step: the shared int32 step; a number if the program is for that step alone.
         then: the branch that may communicate.
         otherwise: the branch that may not. Both return trees of the same shapes and types.
         *operands: what both branches are called with.
     """
     if due is None:
         return then(*operands)
+    if not isinstance(step, jax.core.Tracer):  # a step known by now is decided now
+        with jax.ensure_compile_time_eval():
+            now = bool(due(step))
+        return (then if now else otherwise)(*operands)
 
     def branch(*args):
         with traffic.only_when(due):

@@ -93,15 +93,14 @@ def dpsgd(x0, matrices, order="atc", period=1):
 
 
 def gossip_pga(x0, matrices, global_period, order="atc"):
-    """The exact mean instead of the gossip at every global_period-th step, in the same order."""
-    W = len(x0[0])
-
-    def matrix(s):
-        if (s + 1) % global_period == 0:
-            return np.full((W, W), 1 / W)
-        return matrices[s % len(matrices)]
-
-    return _linear(x0, matrix, order, 1)
+    """Instead of the gossip, the mean of x + u at every global_period-th step, in either order."""
+    gossip = dpsgd(x0, matrices, order)
+    x = next(gossip)
+    for t in count():
+        told = yield x
+        x = gossip.send(told)
+        if (t + 1) % global_period == 0:
+            x = [np.broadcast_to(leaf.mean(0), leaf.shape) for leaf in told[0]]
 
 
 def matcha(x0, edges_by_matching, a, active, period=1):
@@ -121,8 +120,11 @@ def pairs(x0, matchings, period=1):
     return _linear(x0, lambda s: np.eye(W) - laplacian(matchings(s), W) / 2, "cta", period)
 
 
-def push_sum(x0, matrices, period=1):
-    """De-biased: x <- P (x + u), w <- P w; yields z = x / w, at which the gradient was taken."""
+def push_sum(x0, matrices, period=1, quantise=None):
+    """De-biased: x <- P (x + u), w <- P w; yields z = x / w, at which the gradient was taken.
+
+    With `quantise` the mixing of x is that of `quantised`, while w travels as it is.
+    """
     x, w = x0, np.ones((len(x0[0]), 1))
     for t in count():
         after, before, *_ = yield [leaf / w for leaf in x]
@@ -130,7 +132,7 @@ def push_sum(x0, matrices, period=1):
         s = _mixing(t, period)
         if s is not None:
             P = matrices[s % len(matrices)]
-            x, w = _mix(P, x), P @ w
+            x, w = _mix_quantised(P, x, quantise) if quantise else _mix(P, x), P @ w
 
 
 def noloco(x0, pairs, period, outer_lr, momentum, coupling):
@@ -154,9 +156,9 @@ def noloco(x0, pairs, period, outer_lr, momentum, coupling):
             x = phi = _add(phi, m)
 
 
-def _first(near, score, ties):
-    """For each worker i the one of near[i] with the lowest score."""
-    key = lambda i: lambda j: (score[j], ties == "self" and j != i, j)
+def _first(near, score):
+    """For each worker i the one of near[i] with the lowest score; of equals i, then the lowest."""
+    key = lambda i: lambda j: (score[j], j != i, j)
     return [min(near[i], key=key(i)) for i in range(len(near))]
 
 
@@ -171,7 +173,6 @@ def al_dsgd(
     variant="paper",
     active=None,
     period=1,
-    ties="lowest",
 ):
     """Adjacent-leader SGD; N(i), tau(i): the best and the busiest of i and its active neighbours.
 
@@ -182,7 +183,7 @@ def al_dsgd(
               x_i <- z_i - leader_pull (z_i - h_N) - degree_pull (z_i - h_tau)
 
     W_ij is weights[g][i, j] on the active edges and 0 on the others, W_ii = 1 - sum_j W_ij.
-    Of equals the lowest index counts, or with ties="self" the worker itself before any other.
+    Of equals the worker itself counts before any other, and then the lowest index.
     """
     W, x = len(x0[0]), x0
     for t in count():
@@ -202,7 +203,7 @@ def al_dsgd(
             near[j].add(i)
         M += np.diag(1 - M.sum(1))
         degree = [len(n) - 1 for n in near]
-        N, tau = _first(near, losses, ties), _first(near, [-d for d in degree], ties)
+        N, tau = _first(near, losses), _first(near, [-d for d in degree])
 
         mixed = []
         for a, b in zip(x, before, strict=True):
@@ -258,6 +259,11 @@ def choco_per_edge(x0, matrices, compress, consensus_step, period=1):
                 leaf[i] += consensus_step * M[i, j] * (theirs - mine)
 
 
+def _mix_quantised(M, x, quantise):
+    off = M - np.diag(np.diag(M))
+    return _add(x, _mix(off - np.diag(off.sum(0)), _each(quantise, x)))
+
+
 def quantised(x0, matrices, quantise, period=1):
     """x_i <- x_i + sum_{j != i} W_ij Q(x_j) - (sum_{j != i} W_ji) Q(x_i), on x + u."""
     x = x0
@@ -265,6 +271,18 @@ def quantised(x0, matrices, quantise, period=1):
         x, *_ = yield x
         s = _mixing(t, period)
         if s is not None:
-            M = matrices[s % len(matrices)]
-            off = M - np.diag(np.diag(M))
-            x = _add(x, _mix(off - np.diag(off.sum(0)), _each(quantise, x)))
+            x = _mix_quantised(matrices[s % len(matrices)], x, quantise)
+
+
+def int8(leaves):
+    """256 levels from the least to the greatest value of all leaves.
+
+    A value next to the boundary of two levels would tell nothing about another implementation,
+    which may round it the other way: that is an error.
+    """
+    flat = np.concatenate(leaves)
+    low, scale = flat.min(), 255 / (np.ptp(flat) + 1e-7)
+    place = (flat - low) * scale
+    if np.ptp(flat) > 0:
+        assert np.abs(place % 1 - 0.5).min() > 5e-5, "too near to a boundary: take another seed"
+    return np.split(low + np.round(place) / scale, np.cumsum([len(v) for v in leaves])[:-1])

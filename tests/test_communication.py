@@ -8,11 +8,35 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from jaxdist import Workers, collectives, rules, traffic
+from jaxdist import Workers, collectives, rules, topology, traffic
+from jaxdist.topology.matcha import activation
 
 W, PERIOD, D, LEAVES = 8, 4, 3 * 4 + 5 + 1, 3
 SCALAR, MODEL = 4, 4 * D
 GROUPS = [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def permutes(graph, size, only=None):
+    """One collective-permute a matching, of `size` bytes each."""
+    sources = [s for i, s in enumerate(graph.rounds) if only is None or i in only]
+    return [("collective-permute", size, W, int((source >= 0).sum())) for source in sources]
+
+
+RING, STAR = topology.make("ring, star", W)
+FIRST = topology.make("one_peer_exponential", W)[0]
+BOUNDS = 2 * SCALAR  # of the one chunk that int8 has here
+PARTS = W * -(-D // W)  # the model, in W parts of one length
+
+
+def drawn(graph, budget, seed):
+    """The matchings that MATCHA draws at its first mixing."""
+    probabilities, *_ = activation(graph, budget)
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    number = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(len(probabilities))]
+    return [i for i, p in enumerate(probabilities) if number[i] < p]
+
+
+ACTIVE = drawn(STAR, 0.5, seed=1)
 
 # rule: (hyper-parameters, what a sync sends as (kind, bytes, members))
 CASES = {
@@ -37,6 +61,68 @@ CASES = {
     "mgrawa": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
     "lgrawa": ({"period": PERIOD}, [("all-reduce", MODEL + LEAVES * SCALAR, W)]),
     "dppf": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
+    "dpsgd": ({"period": PERIOD}, permutes(RING, MODEL)),
+    "dpsgd star": ({"period": PERIOD, "topology": "star"}, permutes(STAR, MODEL)),
+    "dpsgd int8": (
+        {"period": PERIOD, "compress": "int8"},
+        permutes(RING, D) + permutes(RING, BOUNDS),
+    ),
+    "dpsgd bf16": ({"period": PERIOD, "compress": "bf16"}, permutes(RING, MODEL // 2)),
+    "one_peer_exponential": ({"period": PERIOD}, permutes(FIRST, MODEL)),
+    "ad_psgd": ({"period": PERIOD}, [("collective-permute", MODEL, W, W)]),
+    "noloco": ({"period": PERIOD}, [("collective-permute", 2 * MODEL, W, W)]),
+    "sgp": ({"period": PERIOD}, permutes(FIRST, MODEL + SCALAR)),
+    "matcha": ({"period": PERIOD, "topology": "star", "seed": 1}, permutes(STAR, MODEL, ACTIVE)),
+    "al_dsgd": (
+        {"period": PERIOD, "topologies": "ring"},
+        permutes(RING, MODEL + SCALAR) + permutes(RING, MODEL),
+    ),
+    "al_dsgd no pulls": (
+        {"period": PERIOD, "topologies": "star", "leader_pull": 0.0, "degree_pull": 0.0},
+        permutes(STAR, MODEL + SCALAR),
+    ),
+    "al_dsgd released": (
+        {"period": PERIOD, "topologies": "star", "variant": "released"},
+        permutes(STAR, MODEL + SCALAR),
+    ),
+    "choco": (
+        {"period": PERIOD, "compress": "top_k(k=1)"},
+        permutes(RING, LEAVES * SCALAR) * 2,  # values and indices
+    ),
+    "choco sign": (
+        {"period": PERIOD, "compress": "sign"},
+        permutes(RING, -(-D // 8)) + permutes(RING, LEAVES * SCALAR),
+    ),
+    "local_sgd int8": (
+        {"period": PERIOD, "compress": "int8"},
+        [
+            ("all-reduce", SCALAR, W),
+            ("all-to-all", PARTS, W),
+            ("all-to-all", W * BOUNDS, W),
+            ("all-gather", PARTS, W),
+            ("all-gather", W * BOUNDS, W),
+        ],
+    ),
+    "mgrawa bf16": (
+        {"period": PERIOD, "compress": "bf16"},
+        [("all-reduce", SCALAR, W), ("all-to-all", 2 * PARTS, W), ("all-gather", 2 * PARTS, W)],
+    ),
+    "easgd random_k": (
+        {"period": PERIOD, "compress": "random_k(fraction=0.5)"},
+        [("all-reduce", MODEL // 2, W)],
+    ),
+    "lsgd top_k": (
+        {"period": PERIOD, "compress": "top_k(k=1)"},
+        [("all-reduce", LEAVES * SCALAR, W)] * 2 + [("all-reduce", SCALAR, W)] * 2,
+    ),
+    "average_gradients sign": (
+        {"compress": "sign"},
+        [
+            ("all-reduce", SCALAR, W),
+            ("all-gather", -(-D // 8) * W, W),
+            ("all-gather", LEAVES * SCALAR * W, W),
+        ],
+    ),
 }
 
 
@@ -72,7 +158,8 @@ def test_a_sync_sends_the_minimum_and_a_local_step_nothing(name):
     local, _ = compile_step(name, hyper, 0)
     tally = traffic.Traffic.of(tx, params(), W)
     expected = collections.Counter(traffic.Collective(*e) for e in expected)
-    every_step = expected if name == "average_gradients" else collections.Counter()
+    always = name.startswith("average_gradients")
+    every_step = expected if always else collections.Counter()
 
     assert collections.Counter(traffic.compiled(sync)) == expected
     assert collections.Counter(traffic.compiled(local)) == every_step
@@ -83,7 +170,7 @@ def test_a_sync_sends_the_minimum_and_a_local_step_nothing(name):
     assert collections.Counter(tally.at(0)) == every_step
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "average_gradients"])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("average")])
 def test_with_the_step_given_at_run_time_collectives_stand_in_branches_only(name):
     text, _ = compile_step(name, CASES[name][0], None)
     entry = text[re.search(r"^ENTRY ", text, re.M).start() :]

@@ -45,24 +45,31 @@ def close(x, y):
     return all(np.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(x, y, strict=True))
 
 
-# (leader_pull, degree_pull, leader_weight, degree_weight), then the golden vector, for which a
-# worker goes before others of its degree, and what worker 2 has if the lowest index goes first
+# (leader_pull, degree_pull, leader_weight, degree_weight), then the golden vector
 AL_DSGD = {
-    "paper": ((0.05, 0.025, 0.2, 0.1), [0.57625, 0.97875, 1.77625, 2.61375], 1.66125),
-    "released": ((0.2, 0.2, 0.3, 0.1), [0.72, 0.936, 1.608, 2.66], 1.296),
+    "paper": ((0.05, 0.025, 0.2, 0.1), [0.57625, 0.97875, 1.77625, 2.61375]),
+    "released": ((0.2, 0.2, 0.3, 0.1), [0.72, 0.936, 1.608, 2.66]),
 }
 
 
 @pytest.mark.parametrize("variant", AL_DSGD)
 def test_al_dsgd_golden_vector(variant):
-    coefficients, want, lowest = AL_DSGD[variant]
+    coefficients, want = AL_DSGD[variant]
     x0, losses = column([0, 1, 2, 3]), np.array([0.4, 0.1, 0.3, 0.2])
     after = column([-0.1, 0.9, 2.1, 3.1])
     W = oracles.best_constant(flat(PATH), 4)
-    rule = lambda ties: oracles.al_dsgd(x0, [PATH], [W], *coefficients, variant, ties=ties)
-    np.testing.assert_allclose(once(rule("self"), x0, after, losses=losses), want, atol=1e-12)
-    got = once(rule("lowest"), x0, after, losses=losses)
-    np.testing.assert_allclose(got[2], lowest, atol=1e-12)
+    rule = oracles.al_dsgd(x0, [PATH], [W], *coefficients, variant)
+    np.testing.assert_allclose(once(rule, x0, after, losses=losses), want, atol=1e-12)
+
+
+def test_al_dsgd_ties_go_to_the_worker_itself_then_to_the_lowest_index():
+    x0, losses = column([1, 2, 4, 8]), np.zeros(4)
+    edges = [[(0, 1), (2, 3)], [(0, 2)], [(1, 2)], [(1, 3)]]
+    got = once(oracles.al_dsgd(x0, [edges], [np.zeros((4, 4))], 0, 0, 0.5, 0), x0, x0, losses)
+    np.testing.assert_allclose(got, [1, 2, 4, 8], atol=1e-12)
+    # degrees 2, 3, 3, 2: workers 0 and 3 see 1 before 2, workers 1 and 2 are hubs themselves
+    got = once(oracles.al_dsgd(x0, [edges], [np.zeros((4, 4))], 0, 0, 0, 1.0), x0, x0, losses)
+    np.testing.assert_allclose(got, [2, 2, 4, 2], atol=1e-12)
 
 
 def test_al_dsgd_follows_the_active_edges():
@@ -116,7 +123,10 @@ def test_order_and_period():
 
 
 def test_gossip_pga_replaces_the_gossip():
-    x0 = column([0, 1, 5])
+    x0, after = column([0, 1, 5]), column([3, 1, 8])
+    for order in ("atc", "cta"):
+        rule = oracles.gossip_pga(x0, [np.eye(3)], 1, order)
+        assert once(rule, x0, after).tolist() == [4, 4, 4]
     rule = oracles.gossip_pga(x0, [np.eye(3)], 2)
     next(rule)
     assert rule.send((x0, x0, None, None, None))[0][:, 0].tolist() == [0, 1, 5]

@@ -9,28 +9,44 @@ import optax
 
 from jaxdist import collectives
 from jaxdist.collectives import Axis
+from jaxdist.compression import Compressor
+from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
 
 
 class AveragingState(NamedTuple):
-    """State of the rules that average parameters."""
+    """State of the rules that average.
+
+    Attributes:
+        count: steps taken.
+        metrics: empty.
+        memory: of the compressed exchange, () without compression.
+    """
 
     count: jax.Array
     metrics: dict[str, Any]
+    memory: Any
 
 
-def average_gradients(axis: Axis) -> optax.GradientTransformationExtraArgs:
+def average_gradients(
+    axis: Axis, *, compress: str | Compressor | None = None
+) -> optax.GradientTransformationExtraArgs:
     """All-reduce SGD: every worker steps with the mean gradient. Goes FIRST in the chain.
 
     g_i <- mean_j g_j
 
-    A worker whose gradient is not finite is left out of the mean, and steps with it.
+    A worker whose gradient is not finite is left out of the mean, and steps with it. Compressed,
+    what was left out of a gradient is added to the next: "power_sgd" makes this PowerSGD,
+    "top_k(fraction=0.01)" top-k SGD with error feedback.
 
     Args:
         axis: the workers' axis.
+        compress: how gradients travel, as "int8" or "power_sgd(rank=4)" (see
+            `jaxdist.compression`); None for as they are.
 
     Raises:
-        ValueError: in `update`, if the axis is not bound.
+        ValueError: if the compressor cannot be read; in `init`, if it cannot work on the leaves; in
+            `update`, if the axis is not bound.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxdist
@@ -44,15 +60,20 @@ def average_gradients(axis: Axis) -> optax.GradientTransformationExtraArgs:
         The textbook method; specification from memory.
     """
     base.check_axis(axis)
+    means = Means(axis, compress, reference=False)
 
     def update(updates, state, params=None, **_):
-        average, _ = collectives.mean(updates, axis, base.healthy(updates))
-        return average, state
+        del params
+        weight = base.healthy(updates)
+        average, _, memory = means.mean(updates, state.memory, state.count, weight)
+        return average, state._replace(count=state.count + 1, memory=memory)
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return optax.GradientTransformationExtraArgs(_init(means), update)
 
 
-def local_sgd(axis: Axis, *, period: int = 8) -> optax.GradientTransformationExtraArgs:
+def local_sgd(
+    axis: Axis, *, period: int = 8, compress: str | Compressor | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Local SGD: `period` steps alone, then every worker takes the mean of the parameters.
 
     x_i <- mean_j x_j when (step + 1) % period == 0
@@ -63,9 +84,13 @@ def local_sgd(axis: Axis, *, period: int = 8) -> optax.GradientTransformationExt
     Args:
         axis: the workers' axis.
         period: steps from one average to the next.
+        compress: how the difference from the last mean travels, as "int8" or
+            "top_k(fraction=0.01)" (see `jaxdist.compression`), with error feedback; None for x as
+            it is. Then all workers must start from the same parameters.
 
     Raises:
-        ValueError: if `period` < 1.
+        ValueError: if `period` < 1 or the compressor cannot be read; in `init`, if it cannot work
+            on the leaves.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxdist
@@ -79,11 +104,15 @@ def local_sgd(axis: Axis, *, period: int = 8) -> optax.GradientTransformationExt
         Read in code: huggingface/accelerate local_sgd.py (parameters only, every K steps).
     """
     base.check_period("period", period)
-    return _averaging(axis, (base.every(period), None))
+    return _averaging(axis, Means(axis, compress), base.every(period))
 
 
 def post_local_sgd(
-    axis: Axis, *, period: int = 8, after: int = 100
+    axis: Axis,
+    *,
+    period: int = 8,
+    after: int = 100,
+    compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Post-local SGD: average at every step at first, then local SGD.
 
@@ -96,9 +125,10 @@ def post_local_sgd(
         axis: the workers' axis.
         period: steps between averages once local SGD has begun.
         after: the number of steps with an average each.
+        compress: as for `local_sgd`.
 
     Raises:
-        ValueError: if `period` < 1 or `after` < 0.
+        ValueError: if `after` < 0, or as `local_sgd`.
 
     Example:
         >>> import jaxdist
@@ -110,7 +140,8 @@ def post_local_sgd(
     base.check_period("period", period)
     if after < 0:
         raise ValueError(f"after is {after}; it must be at least 0 steps")
-    return _averaging(axis, (lambda t: (t < after) | ((t + 1) % period == 0), None))
+    due = lambda t: (t < after) | ((t + 1) % period == 0)
+    return _averaging(axis, Means(axis, compress), due)
 
 
 def hierarchical_sgd(
@@ -137,6 +168,7 @@ def hierarchical_sgd(
     Reference:
         Read in code: PyTorch hierarchical_model_averager.py.
     """
+    base.check_axis(axis)
     levels = tuple(dict(periods).items())
     _check_levels(levels)
 
@@ -151,36 +183,40 @@ def hierarchical_sgd(
 
         return at
 
-    syncs = [(due(level), size) for level, (_, size) in enumerate(levels)]
-    return _averaging(axis, *syncs, world=levels[-1][1])
-
-
-def _init(params):
-    del params
-    return AveragingState(base.counter(), {})
-
-
-def _averaging(axis, *syncs, world=None):
-    """Averages over all (size None) or within groups of `size` whenever that sync is due."""
-    base.check_axis(axis)
-
-    def sync(size):
+    def average(size):
         def act(x, state, extra):
             del extra
             num = collectives.size(axis)
-            if world not in (None, num):
+            if levels[-1][1] != num:
                 raise ValueError(
-                    f"periods ends with a group of {world} workers; it must end with all {num}"
+                    f"periods ends with a group of {levels[-1][1]} workers; it must end with all "
+                    f"{num}"
                 )
-            ok = base.healthy(x)
-            if size in (None, num):
-                return collectives.mean(x, axis, ok)[0], state
             groups = [list(range(i, i + size)) for i in range(0, num, size)]
-            return collectives.mean(x, axis, ok, groups)[0], state
+            whole = size == num
+            mean, _ = collectives.mean(x, axis, base.healthy(x), None if whole else groups)
+            return mean, state
 
         return act
 
-    return base.rule(_init, *[(due, sync(size)) for due, size in syncs])
+    syncs = [(due(level), average(size)) for level, (_, size) in enumerate(levels)]
+    return base.rule(_init(Means(axis, None)), *syncs)
+
+
+def _init(means):
+    return lambda params: AveragingState(base.counter(), {}, means.init(params))
+
+
+def _averaging(axis, means, due):
+    """Averages over all whenever that is due."""
+    base.check_axis(axis)
+
+    def act(x, state, extra):
+        del extra
+        mean, _, memory = means.mean(x, state.memory, state.count, base.healthy(x))
+        return mean, state._replace(memory=memory)
+
+    return base.rule(_init(means), (due, act))
 
 
 def _check_levels(levels):

@@ -8,6 +8,8 @@ import optax
 
 from jaxdist import collectives
 from jaxdist.collectives import Axis
+from jaxdist.compression import Compressor
+from jaxdist.compression.exchange import Means, wide
 from jaxdist.rules import base
 
 
@@ -18,11 +20,13 @@ class EasgdState(NamedTuple):
         count: steps taken.
         center: the centre, in float32 or wider; the same on all workers.
         metrics: center_distance, ||x_i - centre|| before the last sync.
+        memory: of the compressed exchange, () without compression.
     """
 
     count: jax.Array
     center: optax.Params
     metrics: dict[str, Any]
+    memory: Any
 
 
 class EamsgdState(NamedTuple):
@@ -32,10 +36,15 @@ class EamsgdState(NamedTuple):
     center: optax.Params
     velocity: optax.Params
     metrics: dict[str, Any]
+    memory: Any
 
 
 def easgd(
-    axis: Axis, *, period: int = 4, alpha: float | None = None
+    axis: Axis,
+    *,
+    period: int = 4,
+    alpha: float | None = None,
+    compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Elastic averaging SGD: workers and a centre pull at each other.
 
@@ -49,10 +58,12 @@ def easgd(
         axis: the workers' axis.
         period: steps from one sync to the next.
         alpha: the elastic strength; None for the authors' 0.9 / W.
+        compress: how alpha (x_i - c) travels, as "int8" or "top_k(fraction=0.01)" (see
+            `jaxdist.compression`), with error feedback; None for as it is.
 
     Raises:
-        ValueError: if `period` < 1 or `alpha` is outside [0, 1]; in `update`, if W alpha > 1, which
-            is unstable.
+        ValueError: if `period` < 1, `alpha` is outside [0, 1] or the compressor cannot be read; in
+            `init`, if it cannot work on the leaves; in `update`, if W alpha > 1, which is unstable.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxdist
@@ -67,19 +78,25 @@ def easgd(
     """
     _check(axis, period, alpha)
 
+    means = Means(axis, compress, reference=False)
+
+    def init(params):
+        return EasgdState(base.counter(), wide(params), _no_metrics(), means.init(params))
+
     def sync(x, state, extra):
         del extra
-        x, center, metrics = _elastic(x, x, state.center, _strength(axis, alpha), axis)
-        return x, state._replace(center=center, metrics=metrics)
+        return _elastic(x, x, state, _strength(axis, alpha), means)
 
-    return base.rule(
-        lambda params: EasgdState(base.counter(), _wide(params), _no_metrics()),
-        (base.every(period), sync),
-    )
+    return base.rule(init, (base.every(period), sync))
 
 
 def eamsgd(
-    axis: Axis, *, period: int = 4, alpha: float | None = None, momentum: float = 0.99
+    axis: Axis,
+    *,
+    period: int = 4,
+    alpha: float | None = None,
+    momentum: float = 0.99,
+    compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Elastic averaging with Nesterov momentum. RECONSTRUCTED from memory of the paper.
 
@@ -96,6 +113,7 @@ def eamsgd(
         period: steps from one sync to the next.
         alpha: the elastic strength; None for 0.9 / W.
         momentum: the velocity's decay, in [0, 1].
+        compress: as for `easgd`.
 
     Raises:
         ValueError: as `easgd`, and if `momentum` is outside [0, 1].
@@ -109,10 +127,12 @@ def eamsgd(
     """
     _check(axis, period, alpha)
     base.check_between("momentum", momentum, 0, 1)
+    means = Means(axis, compress, reference=False)
 
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return EamsgdState(base.counter(), _wide(params), zeros, _no_metrics())
+        memory = means.init(params)
+        return EamsgdState(base.counter(), wide(params), zeros, _no_metrics(), memory)
 
     def local(y, state, extra):
         v = jax.tree.map(lambda v, u: momentum * v + u, state.velocity, extra.update)
@@ -121,20 +141,22 @@ def eamsgd(
     def sync(y, state, extra):
         del extra
         before = jax.tree.map(lambda y, v: y - (1 + momentum) * v, y, state.velocity)
-        y, center, metrics = _elastic(y, before, state.center, _strength(axis, alpha), axis)
-        return y, state._replace(center=center, metrics=metrics)
+        return _elastic(y, before, state, _strength(axis, alpha), means)
 
     return base.rule(init, (base.every(period), sync), local=local)
 
 
-def _elastic(x, at, center, alpha, axis):
-    """Pulls `x` and the centre by the elastic force at `at`: (x, centre, metrics)."""
+def _elastic(x, at, state, alpha, means):
+    """Pulls `x` and the centre by the elastic force at `at`: (x, state)."""
+    center = state.center
     force = jax.tree.map(lambda a, c: alpha * (a.astype(c.dtype) - c), at, center)
     pulled = jax.tree.map(lambda a, f: (a.astype(f.dtype) - f).astype(a.dtype), x, force)
     metrics = {"center_distance": base.distance(at, center)}
     ok = base.healthy(at)
     counted = jax.tree.map(lambda f: jnp.where(ok, f, 0), force)
-    return pulled, jax.tree.map(jnp.add, center, collectives.sum(counted, axis)), metrics
+    total, memory = means.sum(counted, state.memory, state.count)
+    center = jax.tree.map(jnp.add, center, total)
+    return pulled, state._replace(center=center, metrics=metrics, memory=memory)
 
 
 def _strength(axis, alpha):
@@ -153,10 +175,6 @@ def _check(axis, period, alpha):
     base.check_period("period", period)
     if alpha is not None:
         base.check_between("alpha", alpha, 0, 1)
-
-
-def _wide(params):
-    return jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
 
 
 def _no_metrics():

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives
 from jaxdist.collectives import Axis
+from jaxdist.compression import Compressor
+from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
 
 # The norm's floor: a worker or leaf without a gradient gets a large weight, not an infinite one.
@@ -26,6 +27,7 @@ class GrawaState(NamedTuple):
         center: the centre of the last sync, () without prox.
         metrics: weight, beta_i of the last sync (a scalar, or a tree); center_distance,
             ||x_i - C|| before the last pull; gradient_norm, the norms it came from.
+        memory: of the compressed exchange, () without compression.
     """
 
     count: jax.Array
@@ -33,6 +35,7 @@ class GrawaState(NamedTuple):
     norm_count: jax.Array
     center: Any
     metrics: dict[str, Any]
+    memory: Any
 
 
 def mgrawa(
@@ -45,6 +48,7 @@ def mgrawa(
     norm_source: Literal["training", "probe"] = "training",
     decay: float | None = None,
     layer_axis: LayerAxis = None,
+    compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """MGRAWA: workers are pulled to a mean weighted by inverse gradient norms.
 
@@ -71,10 +75,14 @@ def mgrawa(
         layer_axis: for scanned layers: the axis along which a leaf stacks layers, each of which
             then has a norm of its own; a function of the leaf's path ("layers/kernel") that gives
             one or None; or None.
+        compress: how x - C travels, C the last centre, as "int8" or "top_k(fraction=0.01)" (see
+            `jaxdist.compression`); None for x as it is. Then all workers must start from the same
+            parameters.
 
     Raises:
         ValueError: if `period` < 1, `strength` or `prox` is outside [0, 1], `decay` outside [0, 1),
-            or `norm` or `norm_source` unknown; in `update`, if the gradient is missing.
+            or `norm`, `norm_source` or the compressor unknown; in `init`, if it cannot work on the
+            leaves; in `update`, if the gradient is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxdist
@@ -96,8 +104,9 @@ def mgrawa(
             return jnp.sqrt(sum(jnp.square(n).sum() for n in leaves))
         return sum(n.sum() for n in leaves)
 
+    means = Means(axis, compress, "levels")
     return _grawa(
-        "mgrawa", axis, period, strength, prox, norm_source, decay, layer_axis, model_norm
+        "mgrawa", axis, period, strength, prox, norm_source, decay, layer_axis, means, model_norm
     )
 
 
@@ -110,6 +119,7 @@ def lgrawa(
     norm_source: Literal["training", "probe"] = "training",
     decay: float | None = None,
     layer_axis: LayerAxis = None,
+    compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LGRAWA: `mgrawa` with a weight for each layer.
 
@@ -126,6 +136,7 @@ def lgrawa(
         norm_source: "training" or "probe".
         decay: of the running mean, in [0, 1); None for 0.85 (training) or 0.9 ** 8 (probe).
         layer_axis: for scanned layers, as in `mgrawa`.
+        compress: as in `mgrawa`.
 
     Raises:
         ValueError: as `mgrawa`.
@@ -138,12 +149,13 @@ def lgrawa(
         Dimlioglu and Choromanska, AISTATS 2024. Read in the authors' code (tolgadimli/GRAWA:
         dist_lgrawa_train); the paper's body was not read.
     """
+    means, each = Means(axis, compress, "levels"), lambda norms: norms
     return _grawa(
-        "lgrawa", axis, period, strength, prox, norm_source, decay, layer_axis, lambda norms: norms
+        "lgrawa", axis, period, strength, prox, norm_source, decay, layer_axis, means, each
     )
 
 
-def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, combine):
+def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, means, combine):
     base.check_axis(axis)
     base.check_period("period", period)
     base.check_between("strength", strength, 0, 1)
@@ -170,7 +182,8 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, c
             "gradient_norm": zeros,
             "center_distance": jnp.zeros((), jnp.float32),
         }
-        return GrawaState(base.counter(), zeros, base.counter(), params if keep else (), metrics)
+        center, memory = params if keep else (), means.init(params)
+        return GrawaState(base.counter(), zeros, base.counter(), center, metrics, memory)
 
     def local(x, state, extra):
         if training:
@@ -183,7 +196,7 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, c
         corrected = jax.tree.map(lambda A: A / (1 - decay**state.norm_count), state.norm)
         usable = base.healthy(x) & base.healthy(corrected)
         u = jax.tree.map(lambda A: jnp.where(usable, 1 / jnp.maximum(A, FLOOR), 0), corrected)
-        center, total = collectives.mean(x, axis, u)
+        center, total, memory = means.mean(x, state.memory, state.count, u)
         metrics = {
             "weight": jax.tree.map(jnp.divide, u, total),
             "gradient_norm": corrected,
@@ -195,6 +208,7 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, c
             norm_count=jnp.where(forget, 0, state.norm_count),
             center=center if keep else (),
             metrics=metrics,
+            memory=memory,
         )
         return base.pull(x, center, strength), state
 

@@ -9,6 +9,8 @@ import optax
 
 from jaxdist import collectives
 from jaxdist.collectives import Axis
+from jaxdist.compression import Compressor
+from jaxdist.compression.exchange import Leader
 from jaxdist.rules import base
 
 
@@ -22,6 +24,8 @@ class LsgdState(NamedTuple):
         local_leader: the group leader's, () without local prox.
         metrics: leader and local_leader, the indices of the last ones (-1: none yet), and
             leader_distance, ||x_i - leader|| before the last pull.
+        memory: of the compressed global leader, () without compression.
+        local_memory: of the compressed group leader.
     """
 
     count: jax.Array
@@ -29,6 +33,8 @@ class LsgdState(NamedTuple):
     leader: Any
     local_leader: Any
     metrics: dict[str, Any]
+    memory: Any
+    local_memory: Any
 
 
 def lsgd(
@@ -42,6 +48,7 @@ def lsgd(
     local_prox: float = 0.1,
     groups: Sequence[Sequence[int]] | None = None,
     window: int = 4,
+    compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Leader SGD: workers are pulled to the one with the least training loss.
 
@@ -68,11 +75,15 @@ def lsgd(
         groups: lists of worker indices, of any sizes, that hold each worker once; None for no
             local leaders.
         window: how many training losses are averaged.
+        compress: how the difference from the last leader travels, as "int8" or
+            "top_k(fraction=0.01)" (see `jaxdist.compression`); None for x as it is. Then all
+            workers must start from the same parameters.
 
     Raises:
         ValueError: if a period or the window is below 1, `period` is no multiple of `local_period`,
-            a strength or prox is outside [0, 1], groups overlap or are empty; in `update`, if a
-            worker is in no group or `value` is missing.
+            a strength or prox is outside [0, 1], groups overlap or are empty, or the compressor
+            cannot be read; in `init`, if it cannot work on the leaves; in `update`, if a worker is
+            in no group or `value` is missing.
 
     Example:
         >>> import jaxdist
@@ -99,6 +110,7 @@ def lsgd(
     ]:
         base.check_between(name, value, 0, 1)
     groups = None if groups is None else _check_groups(groups)
+    exchange = Leader(axis, compress)
     keep = base.may_be_positive(prox)
     keep_local = groups is not None and base.may_be_positive(local_prox)
 
@@ -112,6 +124,8 @@ def lsgd(
             params if keep else (),
             params if keep_local else (),
             metrics,
+            exchange.init(params),
+            exchange.init(params) if groups is not None else (),
         )
 
     def local(x, state, extra):
@@ -123,25 +137,30 @@ def lsgd(
             x = base.pull(x, state.local_leader, local_prox / local_period)
         return x, state
 
-    def elect(x, state, groups):
+    def elect(x, state, memory, groups):
         known = jnp.arange(window) >= window - 1 - state.count  # the first losses are few
         mean = jnp.where(known, state.losses, 0).sum() / known.sum()
-        return collectives.from_argmin(x, jnp.where(base.healthy(x), mean, jnp.inf), axis, groups)
+        score = jnp.where(base.healthy(x), mean, jnp.inf)
+        return exchange.elect(x, score, memory, state.count, groups)
 
     def local_sync(x, state, extra):
         del extra
         _check_members(groups, collectives.size(axis))
-        leader, who = elect(x, state, groups)
+        leader, who, memory = elect(x, state, state.local_memory, groups)
         state = state._replace(
-            local_leader=leader if keep_local else (), metrics=state.metrics | {"local_leader": who}
+            local_leader=leader if keep_local else (),
+            metrics=state.metrics | {"local_leader": who},
+            local_memory=memory,
         )
         return base.pull(x, leader, local_strength), state
 
     def sync(x, state, extra):
         del extra
-        leader, who = elect(x, state, None)
+        leader, who, memory = elect(x, state, state.memory, None)
         metrics = {"leader": who, "leader_distance": base.distance(x, leader)}
-        state = state._replace(leader=leader if keep else (), metrics=state.metrics | metrics)
+        state = state._replace(
+            leader=leader if keep else (), metrics=state.metrics | metrics, memory=memory
+        )
         return base.pull(x, leader, strength), state
 
     syncs = [(base.every(period), sync)]

@@ -6,20 +6,33 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives
 from jaxdist.collectives import Axis
+from jaxdist.compression import Compressor
+from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
 
 
 class DppfState(NamedTuple):
-    """State of `dppf`; metrics: center_distance, ||x_i - xbar|| before the last sync."""
+    """State of `dppf`.
+
+    Attributes:
+        count: steps taken.
+        metrics: center_distance, ||x_i - xbar|| before the last sync.
+        memory: of the compressed exchange, () without compression.
+    """
 
     count: jax.Array
     metrics: dict[str, Any]
+    memory: Any
 
 
 def dppf(
-    axis: Axis, *, period: int = 8, pull: float = 0.1, push: float = 0.01
+    axis: Axis,
+    *,
+    period: int = 8,
+    pull: float = 0.1,
+    push: float = 0.01,
+    compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """DPPF: a pull to the mean against a push of fixed length. RECONSTRUCTED.
 
@@ -34,9 +47,11 @@ def dppf(
         period: steps from one sync to the next.
         pull: alpha, in [0, 1].
         push: lambda >= 0, a length in parameter space.
+        compress: as for `mgrawa`.
 
     Raises:
-        ValueError: if `period` < 1, `pull` is outside [0, 1] or `push` negative.
+        ValueError: if `period` < 1, `pull` is outside [0, 1], `push` negative or the compressor
+            cannot be read; in `init`, if it cannot work on the leaves.
 
     Example:
         >>> import jaxdist, optax
@@ -50,19 +65,21 @@ def dppf(
     base.check_period("period", period)
     base.check_between("pull", pull, 0, 1)
     base.check_between("push", push, 0, float("inf"))
+    means = Means(axis, compress, "levels")
 
     def sync(x, state, extra):
         del extra
-        center, _ = collectives.mean(x, axis, base.healthy(x))
+        center, _, memory = means.mean(x, state.memory, state.count, base.healthy(x))
         apart = base.distance(x, center)
         # A distance within the rounding of the mean has no direction to be pushed in.
         eps = max(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(x))
         noise = 16 * eps * base.distance(center, jax.tree.map(jnp.zeros_like, center))
         strength = pull - jnp.where(apart > noise, push / apart, 0)
-        return base.pull(x, center, strength), state._replace(metrics={"center_distance": apart})
+        state = state._replace(metrics={"center_distance": apart}, memory=memory)
+        return base.pull(x, center, strength), state
 
     def init(params):
-        del params
-        return DppfState(base.counter(), {"center_distance": jnp.zeros((), jnp.float32)})
+        metrics = {"center_distance": jnp.zeros((), jnp.float32)}
+        return DppfState(base.counter(), metrics, means.init(params))
 
     return base.rule(init, (base.every(period), sync))

@@ -3,17 +3,20 @@
 import itertools
 
 import networkx as nx
+import numpy as np
 
 Pairs = list[tuple[int, int]]
+
+_TRIES = 20
 
 
 def matchings(graph: nx.Graph) -> list[Pairs]:
     """Splits the edges of a graph into rounds that one permutation each carries out.
 
     An undirected graph splits into matchings: Delta (the largest degree) of them if it is bipartite
-    or complete with an even number of nodes, otherwise Delta or Delta + 1. A directed one splits
-    into partial permutations, in which every node sends to and receives from at most one: as many
-    as the largest in- or out-degree.
+    or complete with an even number of nodes; otherwise Delta if 20 tries find that, or Delta + 1.
+    A directed one splits into partial permutations, in which every node sends to and receives from
+    at most one: as many as the largest in- or out-degree.
 
     Args:
         graph: without self loops; nodes are integers.
@@ -34,16 +37,20 @@ def matchings(graph: nx.Graph) -> list[Pairs]:
         # senders and receivers are the two sides of a bipartite graph
         shift = max(graph, default=0) + 1
         sides = nx.Graph((i, shift + j) for i, j in graph.edges)
-        return [[(i, j - shift) for i, j in pairs] for pairs in _bipartite(sides)]
+        return [[(i, j - shift) for i, j in pairs] for pairs in _alternating(sides, _edges(sides))]
+    edges = _edges(graph)
     if nx.is_bipartite(graph):
-        return _bipartite(graph)
-    if 2 * graph.number_of_edges() == len(graph) * (len(graph) - 1):
-        nodes = sorted(graph)
-        return [[(nodes[i], nodes[j]) for i, j in pairs] for pairs in circle(len(graph))]
-    fewest = _misra_gries(graph)
-    if len(fewest) > max(degree for _, degree in graph.degree):
-        fewest = min(fewest, _greedy(graph), key=len)
-    return fewest
+        return _alternating(graph, edges)  # a path never comes back to the other side
+    nodes = sorted(graph)
+    if 2 * len(edges) == len(nodes) * (len(nodes) - 1):
+        return [[(nodes[i], nodes[j]) for i, j in pairs] for pairs in circle(len(nodes))]
+    largest = max(degree for _, degree in graph.degree)
+    if len(edges) <= largest * (len(nodes) // 2):  # otherwise Delta matchings are too small
+        rng = np.random.default_rng(0)
+        for _ in range(_TRIES):
+            if found := _alternating(graph, rng.permutation(edges).tolist()):
+                return found
+    return _misra_gries(graph, edges)
 
 
 def circle(num: int) -> list[Pairs]:
@@ -96,31 +103,40 @@ class _Coloring:
     def free(self, v):
         return next(c for c in itertools.count() if c not in self.met[v])
 
+    def path(self, v, first, second):
+        """The nodes from v on along edges of two colours in turn, beginning with `first`."""
+        nodes, color = [v], first
+        while color in self.met[nodes[-1]]:
+            nodes.append(self.met[nodes[-1]][color])
+            color = first + second - color
+        return nodes
+
     def flip(self, v, first, second):
-        """Swaps two colours along the path from v that begins with the colour `first`."""
-        path, u, color = [], v, first
-        while color in self.met[u]:
-            w = self.met[u][color]
-            path.append((u, w))
-            u, color = w, first + second - color
+        """Swaps two colours along the path from v; v misses the colour `second`."""
+        path = list(itertools.pairwise(self.path(v, first, second)))
         old = [self.take(*edge) for edge in path]
         for edge, color in zip(path, old, strict=True):
             self.put(*edge, first + second - color)
 
 
-def _bipartite(graph):
+def _alternating(graph, edges):
+    """Delta colours, swapping them along alternating paths; None if an edge finds no such path."""
+    colors = range(max((degree for _, degree in graph.degree), default=0))
     coloring = _Coloring(graph)
-    for u, v in _edges(graph):
-        color, other = coloring.free(u), coloring.free(v)
-        if color in coloring.met[v]:
-            coloring.flip(v, color, other)  # cannot reach u, which misses the colour
-        coloring.put(u, v, color)
+    for u, v in edges:
+        free = [[c for c in colors if c not in coloring.met[w]] for w in (u, v)]
+        swaps = ((c, d) for c, d in itertools.product(*free) if coloring.path(v, c, d)[-1] != u)
+        if (swap := next(swaps, None)) is None:
+            return None
+        coloring.flip(v, *swap)
+        coloring.put(u, v, swap[0])
     return _by_color(coloring.color)
 
 
-def _misra_gries(graph):
+def _misra_gries(graph, edges):
+    """Delta + 1 colours at most."""
     coloring = _Coloring(graph)
-    for u, v in _edges(graph):
+    for u, v in edges:
         fan, rest = [v], sorted(w for w in graph[u] if coloring.of(u, w) is not None)
         while grown := [w for w in rest if coloring.of(u, w) not in coloring.met[fan[-1]]]:
             fan.append(grown[0])
@@ -134,13 +150,6 @@ def _misra_gries(graph):
         for w, color in zip(fan[: end + 1], shifted, strict=True):
             coloring.put(u, w, color)
     return _by_color(coloring.color)
-
-
-def _greedy(graph):
-    lines = nx.Graph()
-    for v in sorted(graph):
-        lines.add_edges_from(itertools.combinations([_edge(v, w) for w in sorted(graph[v])], 2))
-    return _by_color(nx.greedy_color(lines, strategy="DSATUR"))
 
 
 def _edge(u, v):

@@ -47,7 +47,7 @@ def activation(topology: Topology, budget: float) -> tuple[np.ndarray, float, fl
 
     Reference:
         Both programs read in code: JYWa/MATCHA graph_manager.py, which solves them with cvxpy. The
-        cutting planes and the search here are our own; the optima are the same.
+        cutting planes and the search here are our own, to 1e-7 in lambda_2.
     """
     if not isinstance(budget, int | float | np.number) or not 0 < budget <= 1:
         raise ValueError(f"budget is {budget!r}; it must be a number in (0, 1]")
@@ -70,7 +70,7 @@ def activation(topology: Topology, budget: float) -> tuple[np.ndarray, float, fl
             norm, bounds=(0, 2 / fast), method="bounded", options={"xatol": 1e-10}
         ).x
     connected = basis.shape[1] == num - 1
-    return p, float(a), float(np.sqrt(norm(a))) if connected else 1.0
+    return p, float(a), float(np.sqrt(max(norm(a), 0))) if connected else 1.0
 
 
 def _probabilities(parts, total):
@@ -104,8 +104,8 @@ def _probabilities(parts, total):
 
 
 def _laplacian(source):
-    pairs = [(i, j) for i, j in enumerate(source.tolist()) if i < j]
-    return mixing.laplacian(len(source), pairs)
+    """Of one matching, `[W, W]`."""
+    return mixing.laplacian(np.eye(len(source))[source] * (source >= 0)[:, None])
 
 
 def _within(topology):

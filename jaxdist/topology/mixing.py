@@ -61,12 +61,11 @@ def best_constant(graph: nx.Graph) -> np.ndarray:
         Read in code: JYWa/MATCHA graph_manager.py.
     """
     _check_undirected(graph, "best_constant")
-    edges = adjacency(graph)
-    laplacian = np.diag(edges.sum(1)) - edges
-    eigenvalues = np.linalg.eigvalsh(laplacian)[nx.number_connected_components(graph) :]
+    L = laplacian(adjacency(graph))
+    eigenvalues = np.linalg.eigvalsh(L)[nx.number_connected_components(graph) :]
     if not len(eigenvalues):
-        return np.eye(len(edges))
-    return np.eye(len(edges)) - 2 / (eigenvalues[0] + eigenvalues[-1]) * laplacian
+        return np.eye(len(L))
+    return np.eye(len(L)) - 2 / (eigenvalues[0] + eigenvalues[-1]) * L
 
 
 def uniform(graph: nx.Graph) -> np.ndarray:
@@ -102,11 +101,8 @@ def adjacency(graph: nx.Graph) -> np.ndarray:
     return nx.to_numpy_array(graph, nodelist=range(len(graph)), weight=None).T
 
 
-def laplacian(num: int, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """The Laplacian of `num` nodes with these edges, `[num, num]`."""
-    edges = np.zeros((num, num))
-    for i, j in pairs:
-        edges[i, j] = edges[j, i] = 1
+def laplacian(edges: np.ndarray) -> np.ndarray:
+    """D - A of a symmetric adjacency matrix A with the degrees D, `[W, W]`."""
     return np.diag(edges.sum(1)) - edges
 
 

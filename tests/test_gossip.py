@@ -1,0 +1,269 @@
+"""The decentralised rules against their oracles on random graphs, in every layout."""
+
+import functools
+import operator
+
+import gossip_oracles as oracles
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import optax
+import pytest
+from layouts import LAYOUTS, NUM_WORKERS, Layout
+from oracles import run
+from test_rules import LR, STEPS, flat, problem
+
+from jaxdist import Workers, rules, topology
+
+SETUPS = [(num, layout) for layout, num in NUM_WORKERS.items()]
+SETUPS += [(16, "own vmap"), (16, "8 devices x 2")]
+SETUPS += [(num, layout) for num in (2, 3, 5) for layout in ("own vmap", f"{num} devices x 1")]
+SEEDS = {2: 0, 3: 0, 4: 0, 5: 0, 8: 0, 16: 0}  # of the graphs
+PULLS = {"leader_pull": 0.1, "degree_pull": 0.05}
+WEIGHTS = {"leader_weight": 0.3, "degree_weight": 0.1}
+ZERO = dict.fromkeys(PULLS | WEIGHTS, 0.0)
+
+
+def undirected(edges, num):
+    graph = nx.empty_graph(num)
+    graph.add_edges_from(edges)
+    return graph
+
+
+def unbalanced(rng, num):
+    """Arrows [i, j] from j to i: a cycle of all workers, and others at random."""
+    order = rng.permutation(num)
+    arrows = rng.random((num, num)) < 0.3
+    arrows[order, np.roll(order, 1)] = True
+    return arrows & ~np.eye(num, dtype=bool)
+
+
+def pushing(arrows):
+    """P: every worker splits what it has evenly among itself and those that it sends to."""
+    arrows = arrows + np.eye(len(arrows))
+    return arrows / arrows.sum(0)
+
+
+def edges_of(source):
+    return [(i, int(j)) for i, j in enumerate(source) if i < j]
+
+
+def drawn_matchings(probabilities, seed):
+    """Whether each matching is active at mixing s: by (seed, s, matching)."""
+
+    def active(s):
+        key = jax.random.fold_in(jax.random.key(seed), s)
+        draw = lambda j: jax.random.uniform(jax.random.fold_in(key, j))
+        return [p >= 1 or draw(j) < p for j, p in enumerate(probabilities)]
+
+    return functools.cache(active)
+
+
+def drawn_pairs(num, seed):
+    """The pairs of mixing s: one of the graphs of random_pairs, by (seed, s)."""
+    graphs = topology.make(f"random_pairs(seed={seed})", num)
+
+    def pairs(s):
+        key = jax.random.fold_in(jax.random.key(seed), s)
+        return list(graphs[jax.random.randint(key, (), 0, len(graphs))].graph.edges)
+
+    return functools.cache(pairs)
+
+
+@functools.cache
+def cases(num):
+    """Name -> (rule, its hyper-parameters, the oracle, its hyper-parameters)."""
+    rng = np.random.default_rng(SEEDS[num])
+    edges = [oracles.random_connected_edges(rng, num) for _ in range(2)]
+    graphs = [topology.Topology.from_graph(undirected(e, num)) for e in edges]
+    one, both = graphs[0], tuple(graphs)
+    M = [oracles.metropolis(e, num) for e in edges]
+    rounds = [[edges_of(source) for source in graph.rounds] for graph in graphs]
+    best = topology.Topology.from_graph(one.graph, weights="best_constant")
+    B = oracles.best_constant(edges[0], num)
+
+    arrows = unbalanced(rng, num)
+    directed = topology.Topology.from_graph(nx.DiGraph(list(map(tuple, np.argwhere(arrows.T)))))
+    P = pushing(arrows)
+    peers = [
+        (np.eye(num) + np.roll(np.eye(num), 2**k, 0)) / 2 for k in range((num - 1).bit_length())
+    ]
+
+    solved = [topology.matcha.activation(graph, 0.5) for graph in graphs]
+    active = [drawn_matchings(p, 5) for p, *_ in solved]
+    adjacent = [M != 0 for M in M]
+    random = {
+        "edges_by_matching_per_graph": rounds,
+        "weights": [a * on for (_, a, _), on in zip(solved, adjacent, strict=True)],
+        "active": lambda s: active[s % 2](s),
+    }
+    alternating = {"edges_by_matching_per_graph": rounds, "weights": M}
+    choco = {"compress": "top_k(fraction=0.3)", "consensus_step": 0.4}
+    top = {
+        "compress": lambda leaves: [oracles.topk(v, int(np.ceil(0.3 * len(v)))) for v in leaves],
+        "consensus_step": 0.4,
+    }
+    outer = {"period": 3, "outer_lr": 0.7, "momentum": 0.6, "coupling": 0.5}
+    return {
+        "dpsgd": ("dpsgd", {"topology": one}, oracles.dpsgd, {"matrices": M[:1]}),
+        "dpsgd, two graphs": ("dpsgd", {"topology": both}, oracles.dpsgd, {"matrices": M}),
+        "dpsgd, cta": (
+            "dpsgd",
+            {"topology": both, "order": "cta", "period": 3},
+            oracles.dpsgd,
+            {"matrices": M, "order": "cta", "period": 3},
+        ),
+        "dpsgd, int8": (
+            "dpsgd",
+            {"topology": best, "compress": "int8"},
+            oracles.quantised,
+            {"matrices": [B], "quantise": oracles.int8},
+        ),
+        "gossip_pga": (
+            "gossip_pga",
+            {"topology": both, "global_period": 7},
+            oracles.gossip_pga,
+            {"matrices": M, "global_period": 7},
+        ),
+        "gossip_pga, cta": (
+            "gossip_pga",
+            {"topology": one, "global_period": 4, "order": "cta"},
+            oracles.gossip_pga,
+            {"matrices": M[:1], "global_period": 4, "order": "cta"},
+        ),
+        "matcha": (
+            "matcha",
+            {"topology": one, "budget": 0.5, "seed": 5, "period": 2},
+            oracles.matcha,
+            {
+                "edges_by_matching": rounds[0],
+                "a": solved[0][1],
+                "active": active[0],
+                "period": 2,
+            },
+        ),
+        "one_peer_exponential": ("one_peer_exponential", {}, oracles.dpsgd, {"matrices": peers}),
+        "ad_psgd": (
+            "ad_psgd",
+            {"seed": 3},
+            oracles.pairs,
+            {"matchings": drawn_pairs(num, 3)},
+        ),
+        "sgp": ("sgp", {}, oracles.push_sum, {"matrices": peers}),
+        "sgp, unbalanced": (
+            "sgp",
+            {"topology": directed, "period": 2},
+            oracles.push_sum,
+            {"matrices": [P], "period": 2},
+        ),
+        "sgp, int8": (
+            "sgp",
+            {"topology": directed, "compress": "int8"},
+            oracles.push_sum,
+            {"matrices": [P], "quantise": oracles.int8},
+        ),
+        "noloco": (
+            "noloco",
+            outer | {"seed": 2},
+            oracles.noloco,
+            outer | {"pairs": drawn_pairs(num, 2)},
+        ),
+        "al_dsgd": (
+            "al_dsgd",
+            {"topologies": both} | PULLS | WEIGHTS,
+            oracles.al_dsgd,
+            alternating | PULLS | WEIGHTS,
+        ),
+        "al_dsgd, released": (
+            "al_dsgd",
+            {"topologies": best, "variant": "released", "period": 2} | PULLS | WEIGHTS,
+            oracles.al_dsgd,
+            {"edges_by_matching_per_graph": rounds[:1], "weights": [B]}
+            | {"variant": "released", "period": 2}
+            | PULLS
+            | WEIGHTS,
+        ),
+        "al_dsgd, budget": (
+            "al_dsgd",
+            {"topologies": both, "budget": 0.5, "seed": 5} | PULLS | WEIGHTS,
+            oracles.al_dsgd,
+            random | PULLS | WEIGHTS,
+        ),
+        "al_dsgd, pulls only": (
+            "al_dsgd",
+            {"topologies": one} | ZERO | PULLS,
+            oracles.al_dsgd,
+            {"edges_by_matching_per_graph": rounds[:1], "weights": M[:1]} | ZERO | PULLS,
+        ),
+        "al_dsgd, zero": (
+            "al_dsgd",
+            {"topologies": both} | ZERO,
+            oracles.dpsgd,
+            {"matrices": M},
+        ),
+        "choco": ("choco", choco | {"topology": one}, oracles.choco, top | {"matrices": M[:1]}),
+        "choco, neighbour": (
+            "choco",
+            choco | {"topology": both, "copies": "neighbour"},
+            oracles.choco_per_edge,
+            top | {"matrices": M},
+        ),
+    }
+
+
+def layout_of(num, name):
+    if name in LAYOUTS:
+        return LAYOUTS[name](num)
+    workers = Workers.create(num, devices=jax.devices()[: min(num, 8)])
+    return Layout(workers.axis, workers.spmd, workers.put)
+
+
+@functools.cache
+def trajectories(num, layout):
+    """The parameters after 20 steps of every case, all compiled as one program."""
+    lay = layout_of(num, layout)
+    x0, targets, _, curvature = problem(num)
+    txs = {
+        name: rules.compose(optax.sgd(LR), rule, lay.axis, **hyper)
+        for name, (rule, hyper, *_) in cases(num).items()
+    }
+
+    def loss(x, target, c):
+        return sum(
+            0.5 * c * jnp.square(a - b).sum()
+            for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(target), strict=True)
+        )
+
+    def one(t, xs, states, target, c):
+        for name, tx in txs.items():
+            value, grad = jax.value_and_grad(loss)(xs[name], target, c)
+            updates, states[name] = tx.update(grad, states[name], xs[name], step=t, value=value)
+            xs[name] = optax.apply_updates(xs[name], updates)
+        return t + 1, (xs, states)
+
+    put = lambda tree: lay.put(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree))
+    step = lay.spmd(one)
+    xs = {name: put(x0) for name in txs}
+    states = lay.put({name: jax.vmap(tx.init)(xs[name]) for name, tx in txs.items()})
+    t, c = jnp.int32(0), put(curvature)
+    for s in range(STEPS):
+        target = put(jax.tree.map(operator.itemgetter(s), targets))
+        t, (xs, states) = step(t, xs, states, target, c)
+    return jax.tree.map(np.asarray, xs)
+
+
+@functools.cache
+def expected(num, name):
+    x0, targets, _, curvature = problem(num)
+    *_, oracle, hyper = cases(num)[name]
+    targets = flat(targets, 2)
+    return run(oracle, hyper, flat(x0, 1), targets, targets, LR, curvature)
+
+
+@pytest.mark.parametrize("name", cases(2))
+@pytest.mark.parametrize(("num", "layout"), SETUPS)
+def test_rule_matches_its_oracle(num, layout, name):
+    got = flat(trajectories(num, layout)[name], 1)
+    for g, w in zip(got, expected(num, name), strict=True):
+        np.testing.assert_allclose(g, w, rtol=0, atol=1e-6)
