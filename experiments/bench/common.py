@@ -32,6 +32,15 @@ RULES: dict[str, dict[str, Any]] = {
     "mgrawa": {"period": PERIOD},
     "lgrawa": {"period": PERIOD},
     "dppf": {"period": PERIOD},
+    "dpsgd": {"period": PERIOD, "topology": "al_dsgd(graph=1)"},
+    "gossip_pga": {"global_period": PERIOD, "topology": "al_dsgd(graph=1)"},
+    "matcha": {"period": PERIOD, "topology": "al_dsgd(graph=1)"},
+    "one_peer_exponential": {"period": PERIOD},
+    "ad_psgd": {"period": PERIOD},
+    "al_dsgd": {"period": PERIOD},
+    "sgp": {"period": PERIOD, "topology": "exponential"},
+    "noloco": {"period": PERIOD},
+    "choco": {"period": PERIOD},
 }
 
 

@@ -22,14 +22,12 @@ class Memory(NamedTuple):
 
     Attributes:
         reference: the last result, which is the same on all workers, () if it is not needed.
-        left: what this worker has not got across yet, or (levels) what it has; () without feedback.
-        total: the mean of what all workers have got across (levels with feedback), else ().
+        left: e or h of `Means`, () without feedback.
         state: the compressor's own.
     """
 
     reference: Tree
     left: Tree
-    total: Tree
     state: Tree
 
 
@@ -69,23 +67,27 @@ class Wire:
 class Means:
     """Means and sums over all workers.
 
-    Compressed, a worker sends C(p_i), and of p_i what C left out comes later. Two kinds of things
-    are averaged:
+    Compressed, worker i with weight s_i = w_i / mean(w) sends C(p_i) of what it has to say since
+    the last mean r, which all of them know: r <- r + m, m = mean_i C(p_i). What C leaves out comes
+    later. Of two kinds:
 
-    increments, which are added up by the receivers:
-        p_i = z_i + e_i;  e_i <- p_i - C(p_i);  result = mean_i C(p_i)
-    levels, of which a part that was left out is there again the next time:
-        p_i = z_i - h_i;  h_i <- h_i + C(p_i);  result <- result + mean_i C(p_i)
+    increments, after which x_i is the mean, or which the receivers add up (then r = 0):
+        p_i = s_i (x_i - r) + e_i;  e_i <- p_i - C(p_i)
+    levels, where x_i stays away from the mean and would say so again each time:
+        p_i = s_i (x_i - r) - h_i;  h_i <- h_i + C(p_i) - s_i m
 
-    e and h are kept only for compressors that need feedback; without, e = h = 0. With a reference
-    r, the last mean of x, z_i = w_i / mean(w) (x_i - r) and the mean is r + result. All workers
-    must start from the same parameters, which are the first reference.
+    so h_i is what the others know of s_i (x_i - r) under the new r. Compressors that need no
+    feedback have e = h = 0. All workers must start from the same parameters, the first r.
 
     Args:
         axis: the workers' axis.
         compress: a compressor, its name with options, or None.
         kind: "increments" or "levels".
-        reference: whether differences from the last mean are sent.
+        reference: whether differences from r are sent; only increments may do without.
+
+    Reference:
+        Error feedback from memory, the form for levels is this library's; with uniform weights it
+        is CHOCO-SGD on the complete graph.
     """
 
     def __init__(
@@ -103,12 +105,10 @@ class Means:
         """The memory at the start."""
         if self._compressor is None:
             return ()
-        feedback = self._compressor.feedback
         zeros = jax.tree.map(jnp.zeros_like, wide(params))
         return Memory(
             wide(params) if self._reference else (),
-            zeros if feedback else (),
-            zeros if feedback and self._levels else (),
+            zeros if self._compressor.feedback else (),
             self._compressor.init(wide(params)),
         )
 
@@ -118,21 +118,21 @@ class Means:
         """The weighted mean, the sum of the weights, and the new memory; see `collectives.mean`."""
         if self._compressor is None:
             return *collectives.mean(tree, self._axis, weight), memory
-        one_for_all = jax.tree.structure(weight) != jax.tree.structure(tree)
-        each_leaf = lambda w: jax.tree.map(lambda _: w, tree) if one_for_all else w
         weight = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weight)
         total = collectives.sum(weight, self._axis)
         num = collectives.size(self._axis)
-        share = lambda x, w, t: jnp.where(w == 0, 0, num * w / t * x)
+        share = jax.tree.map(lambda w, t: num * w / t, weight, total)
+        if jax.tree.structure(share) != jax.tree.structure(tree):
+            share = jax.tree.map(lambda _: share, tree)
         apart = wide(tree)
         if self._reference:
             apart = jax.tree.map(jnp.subtract, apart, memory.reference)
-        apart = jax.tree.map(share, apart, each_leaf(weight), each_leaf(total))
-        result, memory = self._get_across(apart, memory, step)
+        apart = jax.tree.map(lambda s, x: jnp.where(s == 0, 0, s * x), share, apart)
+        change, memory = self._send(apart, share, memory, step)
         if self._reference:
-            result = jax.tree.map(jnp.add, memory.reference, result)
-            memory = memory._replace(reference=result)
-        return jax.tree.map(lambda m, x: m.astype(x.dtype), result, tree), total, memory
+            change = jax.tree.map(jnp.add, memory.reference, change)
+            memory = memory._replace(reference=change)
+        return jax.tree.map(lambda m, x: m.astype(x.dtype), change, tree), total, memory
 
     def sum(
         self, tree: Tree, memory: Memory | tuple[()], step: jax.Array
@@ -140,26 +140,21 @@ class Means:
         """The sum over all workers, and the new memory; for increments without reference."""
         if self._compressor is None:
             return collectives.sum(tree, self._axis), memory
-        mean, memory = self._get_across(tree, memory, step)
+        mean, memory = self._send(tree, None, memory, step)
         num = collectives.size(self._axis)
         return jax.tree.map(lambda m: num * m, mean), memory
 
-    def _get_across(self, wanted: Tree, memory: Memory, step: jax.Array) -> tuple[Tree, Memory]:
-        """The mean of what arrives when each worker wants to send `wanted`."""
-        feedback = self._compressor.feedback
-        sent = wanted
+    def _send(self, wanted: Tree, share: Tree, memory: Memory, step: jax.Array):
+        """The mean of what arrives when each worker wants to send `wanted`, and the memory."""
+        feedback, left = self._compressor.feedback, memory.left
         if feedback:
-            op = jnp.subtract if self._levels else jnp.add
-            sent = jax.tree.map(op, wanted, memory.left)
-        mean, own, state = self._compressor.mean(sent, memory.state, self._axis, step)
-        memory = memory._replace(state=state)
+            wanted = jax.tree.map(jnp.subtract if self._levels else jnp.add, wanted, left)
+        mean, own, state = self._compressor.mean(wanted, memory.state, self._axis, step)
         if feedback and self._levels:
-            mean = jax.tree.map(jnp.add, memory.total, mean)
-            left = jax.tree.map(jnp.add, memory.left, own)
-            memory = memory._replace(left=left, total=mean)
+            left = jax.tree.map(lambda h, q, s, m: h + q - s * m, left, own, share, mean)
         elif feedback:
-            memory = memory._replace(left=jax.tree.map(jnp.subtract, sent, own))
-        return mean, memory
+            left = jax.tree.map(jnp.subtract, wanted, own)
+        return mean, memory._replace(left=left, state=state)
 
 
 class Leader:
@@ -180,7 +175,7 @@ class Leader:
         """The memory at the start."""
         if self._compressor is None:
             return ()
-        return Memory(wide(params), (), (), self._compressor.init(wide(params)))
+        return Memory(wide(params), (), self._compressor.init(wide(params)))
 
     def elect(
         self,

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def al_dsgd(
     degree_pull: float = 0.1,
     leader_weight: float = 0.3,
     degree_weight: float = 0.1,
-    variant: str = "paper",
+    variant: Literal["paper", "released"] = "paper",
     budget: float = 1.0,
     period: int = 1,
     seed: int = 0,
@@ -133,10 +133,11 @@ def al_dsgd(
         metrics = {"leader": jnp.int32(-1), "hub": jnp.int32(-1), "spectral_gap": jnp.float32(0)}
         return AlDsgdState(base.counter(), metrics)
 
-    def act_on(graph):
+    def act_on(graph, gap):
         dues, degrees = None, lambda step: graph.degrees
         if budget < 1:
             graph = Activated(graph, budget, period, seed)
+            gap = graph.spectral_gap
             dues, degrees = graph.dues, graph.degrees
 
         def act(x, state, extra):
@@ -153,14 +154,15 @@ def al_dsgd(
             new = _pulled(mixed, mixed, met, leader_weight, degree_weight)
             if variant == "released":
                 new = _pulled(new, new, met, *pulls)
-            return new, mixing.note(state, graph, leader=met.leader, hub=met.hub)
+            return new, mixing.note(state, gap, leader=met.leader, hub=met.hub)
 
         return act
 
     def syncs(num):
         graphs = mixing.undirected("al_dsgd", "topologies", topologies, num)
+        gap = mixing.gap(graphs)
         return [
-            (mixing.turn(period, number, len(graphs)), act_on(graph))
+            (mixing.turn(period, number, len(graphs)), act_on(graph, gap))
             for number, graph in enumerate(graphs)
         ]
 

@@ -1,7 +1,7 @@
 """CHOCO-SGD: gossip with any compressor, on copies that the neighbours keep."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def choco(
     topology: str | Topology | Sequence[Topology] = "ring",
     compress: str | Compressor = "top_k(fraction=0.1)",
     consensus_step: float = 0.1,
-    copies: str = "own",
+    copies: Literal["own", "neighbour"] = "own",
     period: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """CHOCO-SGD: neighbours keep copies of each other, and send compressed corrections of them.
@@ -120,7 +120,7 @@ def choco(
             pull = lambda m, k: consensus_step * (m - k)
             x = mixing.plus(x, jax.tree.map(pull, mixed, known))
             state = state._replace(known=known, mixed=mixed, memory=memory)
-            return x, mixing.note(state, graph)
+            return x, mixing.note(state, graph.spectral_gap)
 
         return act
 
@@ -143,9 +143,10 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
             f"topology is {spec!r}; with copies='neighbour' it must be the graph itself: "
             f"jaxdist.topology.make({spec!r}, W)"
         )
-    num = (spec if isinstance(spec, Topology) else spec[0]).num_workers
+    num = _size(spec)
     graphs = mixing.undirected("choco", "topology", spec, num)
     slot_of, slots = _slots(graphs)
+    gap = mixing.gap(graphs)
 
     def init(params):
         x, none = wide(params), mixing.init(params)
@@ -176,7 +177,7 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
                 kept = state.known, state.mixed, state.memory
                 known, mixed, memory = jax.tree.map(keep, kept, (mine, theirs, memory))
                 state = state._replace(known=known, mixed=mixed, memory=memory)
-            return x, mixing.note(state, graph)
+            return x, mixing.note(state, gap)
 
         return act
 
@@ -189,6 +190,13 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
         ]
 
     return base.rule_of_size(axis, init, syncs)
+
+
+def _size(spec):
+    """W of a graph, or of the first of several."""
+    if isinstance(spec, Topology):
+        return spec.num_workers
+    return len(spec) if isinstance(spec, nx.Graph) else _size(spec[0])
 
 
 def _slots(graphs):

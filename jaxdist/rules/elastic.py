@@ -59,7 +59,8 @@ def easgd(
         period: steps from one sync to the next.
         alpha: the elastic strength; None for the authors' 0.9 / W.
         compress: how alpha (x_i - c) travels, as "int8" or "top_k(fraction=0.01)" (see
-            `jaxdist.compression`), with error feedback; None for as it is.
+            `jaxdist.compression`), with error feedback; None for as it is. What is left out comes
+            late: a compressor that leaves out much needs a small alpha.
 
     Raises:
         ValueError: if `period` < 1, `alpha` is outside [0, 1] or the compressor cannot be read; in

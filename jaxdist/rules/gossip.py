@@ -1,10 +1,9 @@
 """Gossip: every worker averages with its neighbours on a graph."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxdist import topology as graphs_of
@@ -22,7 +21,7 @@ class GlobalState(NamedTuple):
 
     Attributes:
         count: steps taken.
-        metrics: spectral_gap, that of the last mixing; 1 after a global average.
+        metrics: spectral_gap, that of the gossip; 1 after a global average.
         memory: of the compressed average, () without compression.
     """
 
@@ -35,7 +34,7 @@ def dpsgd(
     axis: Axis,
     *,
     topology: str | Topology | Sequence[Topology] = "ring",
-    order: str = "atc",
+    order: Literal["atc", "cta"] = "atc",
     period: int = 1,
     compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -85,7 +84,7 @@ def dpsgd(
 def one_peer_exponential(
     axis: Axis,
     *,
-    order: str = "atc",
+    order: Literal["atc", "cta"] = "atc",
     period: int = 1,
     compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -158,9 +157,9 @@ def ad_psgd(
 
     def syncs(num):
         graphs = graphs_of.make(f"random_pairs(seed={seed})", num)
-        act = lambda graph: _act(graph, axis, "cta", wire)
+        act, gap = _acts(axis, "cta", wire), mixing.gap_of_draws(graphs)
         return [
-            (mixing.draw(period, seed, number, len(graphs)), act(graph))
+            (mixing.draw(period, seed, number, len(graphs)), act(graph, gap))
             for number, graph in enumerate(graphs)
         ]
 
@@ -172,7 +171,7 @@ def gossip_pga(
     *,
     topology: str | Topology | Sequence[Topology] = "ring",
     global_period: int = 16,
-    order: str = "atc",
+    order: Literal["atc", "cta"] = "atc",
     compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gossip with a periodic global average: D-PSGD, and now and then the exact mean of all.
@@ -209,8 +208,7 @@ def gossip_pga(
     def average(x, state, extra):
         del extra
         mean, _, memory = means.mean(x, state.memory, state.count, base.healthy(x))
-        state = state._replace(metrics=state.metrics | {"spectral_gap": jnp.float32(1)})
-        return mean, state._replace(memory=memory)
+        return mean, mixing.note(state, 1.0)._replace(memory=memory)
 
     def syncs(num):
         graphs = mixing.undirected("gossip_pga", "topology", topology, num)
@@ -228,22 +226,26 @@ def gossip_pga(
 
 def _turns(graphs, axis, order, period, wire):
     """The pairs (when, what) of graphs that take turns."""
+    act, gap = _acts(axis, order, wire), mixing.gap(graphs)
     return [
-        (mixing.turn(period, number, len(graphs)), _act(graph, axis, order, wire))
+        (mixing.turn(period, number, len(graphs)), act(graph, gap))
         for number, graph in enumerate(graphs)
     ]
 
 
-def _act(graph, axis, order, wire):
-    def act(x, state, extra):
-        if order == "atc":
-            x = mixing.mix(x, graph, axis, wire, extra.step)
-        else:
-            mixed = mixing.mix(extra.params, graph, axis, wire, extra.step)
-            x = optax.apply_updates(mixed, extra.update)
-        return x, mixing.note(state, graph)
+def _acts(axis, order, wire):
+    def on(graph, gap):
+        def act(x, state, extra):
+            if order == "atc":
+                x = mixing.mix(x, graph, axis, wire, extra.step)
+            else:
+                mixed = mixing.mix(extra.params, graph, axis, wire, extra.step)
+                x = optax.apply_updates(mixed, extra.update)
+            return x, mixing.note(state, gap)
 
-    return act
+        return act
+
+    return on
 
 
 def _check(axis, order, period):

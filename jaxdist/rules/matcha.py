@@ -51,7 +51,7 @@ def matcha(
 
     Reference:
         Wang et al. 2019; read in the authors' code (JYWa/MATCHA graph_manager.py). The spectral gap
-        it tells of is that of the expectation, 1 - sqrt ||E[W^T W] - J||_2.
+        it tells of is that of the expectation, 1 - ||E[W^T W] - J||_2^(1/2).
     """
     base.check_axis(axis)
     base.check_period("period", period)
@@ -67,7 +67,7 @@ def matcha(
 
             def act(x, state, extra):
                 x = mixing.mix(x, activated, axis, wire, extra.step, activated.dues)
-                return x, mixing.note(state, activated)
+                return x, mixing.note(state, activated.spectral_gap)
 
             return act
 

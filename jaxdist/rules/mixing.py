@@ -24,7 +24,7 @@ class MixingState(NamedTuple):
 
     Attributes:
         count: steps taken.
-        metrics: spectral_gap, 1 - ||W - J||_2 of the last mixing (0: none yet).
+        metrics: spectral_gap in force at the last mixing (0: none yet), see `gap`.
     """
 
     count: jax.Array
@@ -37,10 +37,24 @@ def init(params: Tree) -> MixingState:
     return MixingState(base.counter(), {"spectral_gap": jnp.float32(0)})
 
 
-def note(state: Any, graph: Topology, **told: jax.Array) -> Any:
+def note(state: Any, spectral_gap: float, **told: jax.Array) -> Any:
     """The state that tells of the spectral gap in force, and of whatever else."""
-    found = {"spectral_gap": jnp.float32(graph.spectral_gap)} | told
+    found = {"spectral_gap": jnp.float32(spectral_gap)} | told
     return state._replace(metrics=state.metrics | found)
+
+
+def gap(graphs: Sequence[Topology]) -> float:
+    """1 - ||W_T ... W_1 - J||_2^(1/T): by how much a mixing shrinks distances, over a whole turn.
+
+    For one graph its spectral gap, 1 - ||W - J||_2.
+    """
+    return 1 - topology.contraction(graphs) ** (1 / len(graphs))
+
+
+def gap_of_draws(graphs: Sequence[Topology]) -> float:
+    """1 - ||E[W^T W] - J||_2^(1/2), where each mixing draws one of the graphs."""
+    squares = np.mean([graph.matrix.T @ graph.matrix for graph in graphs], axis=0)
+    return 1 - np.linalg.norm(squares - 1 / len(squares), 2) ** 0.5
 
 
 def undirected(rule: str, argument: str, spec: Graphs, num: int) -> tuple[Topology, ...]:

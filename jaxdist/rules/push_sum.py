@@ -1,5 +1,6 @@
 """Push-sum: averages over directed graphs, whose weights need not balance."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ class PushSumState(NamedTuple):
     Attributes:
         count: steps taken.
         weight: w, this worker's push-sum weight, float32; sum_i w_i = W.
-        metrics: push_weight, which is w, and spectral_gap, that of the last mixing.
+        metrics: push_weight, which is w, and spectral_gap, 1 - |lambda_2(P_T ... P_1)|^(1/T) of the
+            T graphs (0: no mixing yet).
     """
 
     count: jax.Array
@@ -83,7 +85,7 @@ def sgp(
         step = jax.tree.map(lambda u: (u / state.weight).astype(u.dtype), extra.update)
         return optax.apply_updates(extra.params, step), state
 
-    def act_on(graph):
+    def act_on(graph, gap):
         kept = np.asarray(graph.matrix.diagonal(), np.float32)
 
         def act(z, state, extra):
@@ -102,7 +104,7 @@ def sgp(
             message = message, state.weight
             x, weight = mixing.fold(visit, start, message, graph, axis, extra.step)
             z = jax.tree.map(lambda z, x: (x / weight).astype(z.dtype), z, x)
-            state = mixing.note(state, graph, push_weight=weight)
+            state = mixing.note(state, gap, push_weight=weight)
             return z, state._replace(weight=weight)
 
         return act
@@ -116,9 +118,16 @@ def sgp(
                     f"that: a directed graph, or weights='metropolis'"
                 )
         graphs_of.check_connected(graphs)
+        gap = _gap(graphs)
         return [
-            (mixing.turn(period, number, len(graphs)), act_on(graph))
+            (mixing.turn(period, number, len(graphs)), act_on(graph, gap))
             for number, graph in enumerate(graphs)
         ]
 
     return base.rule_of_size(axis, init, syncs, local)
+
+
+def _gap(graphs):
+    cycle = functools.reduce(lambda product, P: P @ product, [graph.matrix for graph in graphs])
+    moduli = np.sort(abs(np.linalg.eigvals(cycle)))[::-1]
+    return 1 - (moduli[1] if len(moduli) > 1 else 0.0) ** (1 / len(graphs))
