@@ -86,7 +86,7 @@ def _parse(argv: Sequence[str], default: "Config"):
         """Folder for the runs and for the comparison."""
         run: Annotated[type(default), tyro.conf.arg(name="")] = default
         parts: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
-        """Puts other factories in parts of every configuration, as 'shards=dirichlet(alpha=0.1)'."""
+        """Other factories for parts of all configurations, as 'shards=dirichlet(alpha=0.1)'."""
         seeds: tuple[int, ...] = (0,)
         """The seeds, in place of the configuration's own."""
         bytes_budget: float | None = None

@@ -50,7 +50,7 @@ def _train(argv: Sequence[str], default: "Config") -> None:
         """Folder for metrics, plots and checkpoints."""
         run: Annotated[type(default), tyro.conf.arg(name="")] = default
         parts: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
-        """Puts other factories in parts of the configuration, as 'shards=dirichlet(alpha=0.1)'."""
+        """Other factories for parts of the configuration, as 'shards=dirichlet(alpha=0.1)'."""
         progress: bool = True
         """Show a progress bar."""
         traceback: bool = False

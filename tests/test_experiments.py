@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import re
+import shlex
 
 import jax
+import networkx as nx
 import numpy as np
 import pytest
 
-from experiments import comparison, configs, sweep, train
+from experiments import cli, comparison, configs, sweep, train
 from experiments.components import SLOTS, component
 from experiments.config import Config, build, from_plain
-from jaxdist import stacked
+from jaxdist import stacked, topology
 from jaxdist.rules import RULES
 from jaxdist.traffic import Traffic
 from jaxdist.training import state
@@ -19,6 +21,18 @@ from jaxdist.training.step import make_step
 
 NAMES = list(configs.available())
 DIGITS = [name for name in NAMES if name.startswith("digits_")]
+SKEWED = [name for name in NAMES if "\nSkewed:" in configs._module(name).__doc__]
+DECENTRALIZED = (
+    "dpsgd",
+    "gossip_pga",
+    "matcha",
+    "one_peer_exponential",
+    "ad_psgd",
+    "al_dsgd",
+    "sgp",
+    "noloco",
+    "choco",
+)
 IMAGES = {
     "mnist": {"size": 28},
     "cifar10": {"size": 32, "channels": 3},
@@ -36,6 +50,16 @@ def stand_in(config: Config) -> Config:
         )
     if config.data.factory == "idx":
         return dataclasses.replace(config, data=component("data", "digits", size=28))
+    return config
+
+
+def lighter(config: Config) -> Config:
+    """With ResNet-20 for ResNet-50 on small images, which takes seconds to trace, but in one."""
+    if (
+        config.model == component("model", "resnet50", stem="cifar")
+        and config.rule.factory != "sgp"
+    ):
+        return dataclasses.replace(config, model=component("model", "resnet20"))
     return config
 
 
@@ -89,7 +113,7 @@ def test_config_survives_json(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_and_its_step_traces(name):
-    run = build(stand_in(configs.load(name)))
+    run = build(lighter(stand_in(configs.load(name))))
     before = state.abstract(run)
     rows = [run.sampler.indices(worker, 0) for worker in range(run.workers.num)]
     batch = jax.tree.map(lambda *xs: np.stack(xs), *[run.dataset.train[row] for row in rows])
@@ -97,6 +121,34 @@ def test_config_builds_and_its_step_traces(name):
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert shapes(after) == shapes(before)
     assert metrics["loss"].shape == (run.workers.num,)
+
+
+def test_every_decentralized_rule_has_label_skewed_variants():
+    data = ("digits", "mnist", "cifar10")
+    assert set(SKEWED) >= {f"{name}_{rule}" for name in data for rule in DECENTRALIZED}
+    for name in SKEWED:
+        lines = re.search(r"\nSkewed:(.*?)\nHardware:", configs._module(name).__doc__, re.DOTALL)
+        *_, command, config, _, workdir, flag, part = shlex.split(lines[1])
+        assert (command, config, workdir, flag) == (
+            "--config",
+            name,
+            f"runs/{name}_skewed",
+            "--with",
+        )
+        config = cli.load(name, [part])
+        assert config.shards.plain() == {
+            "factory": "dirichlet",
+            "alpha": 0.1,
+            "minimum": config.batch_size,
+        }
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "al_dsgd(" in str(configs.load(name))])
+def test_al_dsgd_graphs_of_the_configs_are_connected(name):
+    options = configs.load(name).rule.options()
+    graphs = topology.make(options.get("topology", options.get("topologies")), 8)
+    assert all(nx.is_connected(graph.graph) for graph in graphs)
+    assert len(graphs) == (2 if "topologies" in options else 1)
 
 
 @pytest.mark.parametrize(
@@ -143,15 +195,67 @@ def test_options_of_every_kind_can_be_written_as_flags(trained, capsys, tmp_path
         "digits_mgrawa": ("--rule.norm_source", "probe"),
         "digits_lgrawa": ("--model.widths", "16", "32"),
         "digits_easgd": ("--rule.alpha", "0.05"),
+        "digits_dpsgd": ("--rule.topology", "torus(rows=2), star", "--rule.compress", "int8"),
     }
     for name, words in flags.items():
         fails(capsys, train.main, "--config", name, "--workdir", tmp_path, *words)
-    grouped, led, probed, wide, elastic = (from_plain(run.description) for run in trained)
+    read = (from_plain(run.description) for run in trained)
+    grouped, led, probed, wide, elastic, gossip = read
     assert grouped.rule.periods == {4: 2, 8: 4, 16: 8}
     assert led.rule.groups == ((0, 1, 2), (3, 4, 5, 6, 7))
     assert trained[2].probe_period == probed.rule.period
     assert wide.model.widths == (16, 32)
     assert elastic.rule.alpha == 0.05
+    assert (gossip.rule.topology, gossip.rule.compress) == ("torus(rows=2), star", "int8")
+    assert [len(traffic(trained[-1]).at(step)) for step in range(4)] == [6, 14, 6, 14]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (
+            ("--with", "shards=dirichlet(alpha=1)", "--shards.minimum", "17"),
+            {"alpha": 1, "minimum": 17},
+        ),
+        (
+            ("--with", "schedule=drops", "shards=iid", "--schedule.at", "0.3"),
+            {"at": [0.3], "factor": 0.1},
+        ),
+        (("--with", "data=digits(size=12)", "--with", "model=cnn"), {"size": 12}),
+        (("--with", "optimizer=adamw(b1=0.8)", "--optimizer.b2", "0.9"), {"b1": 0.8, "b2": 0.9}),
+        (("--with", "rule=dpsgd(topology='star')", "--rule.period", "2"), {"topology": "star"}),
+    ],
+)
+def test_parts_can_be_replaced(trained, capsys, tmp_path, words, answer):
+    fails(capsys, train.main, "--config", "digits_mgrawa", "--workdir", tmp_path, *words)
+    slot, factory = re.match(r"(\w+)=(\w+)", words[1]).groups()
+    part = trained[0].description[slot]
+    assert part["factory"] == factory
+    assert part.items() >= answer.items()
+
+
+@pytest.mark.parametrize(
+    ("part", "answer"),
+    [
+        ("shard=iid", "did you mean 'shards'"),
+        ("shards=dirichlt", "did you mean 'dirichlet'"),
+        ("shards=dirichlet(alpa=1)", "did you mean 'alpha'"),
+        ("shards=dirichlet(alpha='x')", "alpha='x'; allowed is float"),
+        ("shards=dirichlet(alpha=True)", "alpha=True; allowed is float"),
+        ("shards=dirichlet(alpha=-1)", "alpha=-1"),
+        ("shards=dirichlet(alpha=1", "cannot be read"),
+        ("shards=iid, iid", "write 'shards=NAME'"),
+        ("shards", "write 'shards=NAME'"),
+        ("data=idx", "needs the option 'path'"),
+        ("schedule=drops(at=[0.5, 'x'])", "allowed is tuple[float, ...]"),
+        ("rule=local_sgd(compress=8)", "compress=8; allowed is str | None"),
+        ("model=resnet50(stem='large')", "allowed is Literal['cifar', 'imagenet']"),
+    ],
+)
+def test_parts_that_do_not_exist_are_named(capsys, tmp_path, part, answer):
+    words = ["--config", "digits_mgrawa", "--workdir", tmp_path, "--with", part]
+    assert answer in fails(capsys, train.main, *words)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -178,6 +282,31 @@ def test_wrong_values_are_named(capsys, tmp_path, words, answer):
     said = fails(capsys, train.main, "--config", "digits_mgrawa", "--workdir", tmp_path, *words)
     assert answer in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "answer"),
+    [
+        ("dpsgd", ("--rule.topology", "rng"), "did you mean 'ring'"),
+        ("dpsgd", ("--rule.topology", "torus(rws=2)"), "did you mean 'rows'"),
+        ("dpsgd", ("--rule.compress", "int9"), "did you mean 'int8'"),
+        ("sgp", ("--rule.compress", "top_k"), "sgp takes 'int8', 'bf16' or None"),
+        ("choco", ("--rule.compress", "top_k(fraction=2)"), "fraction is 2"),
+        ("matcha", ("--rule.budget", "0"), "budget is 0"),
+    ],
+)
+def test_wrong_graphs_and_compressors_are_named(capsys, tmp_path, config, words, answer):
+    argv = ["--config", f"digits_{config}", "--workdir", tmp_path, *words]
+    said = fails(capsys, train.main, *argv)
+    assert answer in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_does_not_fit_the_workers_is_named(capsys, tmp_path):
+    words = ["--rule.topology", "torus(rows=3)", "--no-progress"]
+    said = fails(capsys, train.main, "--config", "digits_dpsgd", "--workdir", tmp_path, *words)
+    assert said == "error: rows is 3; it must divide the number of workers, 8\n"
 
 
 def test_wrong_configs_are_named(capsys, tmp_path):
@@ -235,7 +364,14 @@ def test_help_names_every_flag_with_its_meaning(capsys):
         train.main(["--config", "digits_mgrawa", "--help"])
     said = capsys.readouterr().out
     assert stop.value.code == 0
-    for flag in ("--workdir", "--workers", "--rule.period", "--model.widths", "--augment.flip"):
+    for flag in (
+        "--workdir",
+        "--with",
+        "--workers",
+        "--rule.period",
+        "--model.widths",
+        "--augment.flip",
+    ):
         assert flag in said
     assert "steps from one sync to the next" in said
     config = configs.load("digits_mgrawa")
@@ -309,6 +445,9 @@ def test_sweep_compares_and_resumes(tmp_path, capsys):
         assert np.isclose(of["test_accuracy"]["mean"], np.mean(values))
         assert np.isclose(of["test_accuracy"]["std"], np.std(values, ddof=1))
         assert values[0] != values[1]
+        each = [summary["worker_accuracies"] for summary in summaries]
+        assert np.allclose(of["mean_worker_accuracy"]["values"], np.mean(each, 1))
+        assert of["worst_worker_accuracy"]["values"] == np.min(each, 1).tolist()
         assert of["rule"]["period"] == 2
     table = (tmp_path / "comparison.md").read_text()
     assert all(name in table for name in found)
@@ -335,9 +474,35 @@ def test_a_run_that_diverged_can_be_reported_and_compared(tmp_path, capsys):
     comparison.write(tmp_path, ["a"], [0])
     said = capsys.readouterr().out
     assert re.search(r"test loss +nan", said)
-    assert "| a | 10% |  | nan |" in said
+    assert "| a | 10% | 10% | 10% | nan |" in said
+    assert "at the centre" not in said
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert found["a"]["consensus_distance"]["mean"] is None
+
+
+def test_table_has_the_columns_that_some_run_has():
+    one = {"mean": 0.5, "std": 0.1, "values": [0.4, 0.6]}
+    measures = dict.fromkeys(comparison.MEASURES, one) | {"seeds": [0, 1]}
+    without = {name: of for name, of in measures.items() if name != "center_accuracy"}
+    first, *_ = comparison.table({"a": without}).splitlines()
+    assert first == (
+        "| configuration | test accuracy | mean worker | worst worker | consensus distance "
+        "| MB sent | seconds |"
+    )
+    first, _, *rows = comparison.table({"a": without, "b": measures}).splitlines()[:4]
+    assert "| worst worker | at the centre | consensus distance |" in first
+    assert [row.split(" | ")[4] for row in rows] == ["", "50% +- 10%"]
+
+
+def test_sweep_replaces_parts_of_all_configs(monkeypatch, tmp_path):
+    runs = []
+    monkeypatch.setattr("jaxdist.training.train", lambda run, *_, **__: runs.append(run))
+    monkeypatch.setattr(comparison, "write", lambda *_: None)
+    words = "--configs digits_dpsgd digits_sgp --with shards=dirichlet(minimum=16) --shards.alpha 2"
+    sweep.main([*words.split(), "--workdir", str(tmp_path)])
+    assert [run.rule for run in runs] == ["dpsgd", "sgp"]
+    for run in runs:
+        assert run.description["shards"] == {"factory": "dirichlet", "alpha": 2.0, "minimum": 16}
 
 
 def test_sweep_expands_patterns_and_names_wrong_configs(capsys, tmp_path):

@@ -19,9 +19,25 @@ from jaxdist import Workers, rules, topology
 SETUPS = [(num, layout) for layout, num in NUM_WORKERS.items()]
 SETUPS += [(16, "own vmap"), (16, "8 devices x 2")]
 SETUPS += [(num, layout) for num in (2, 3, 5) for layout in ("own vmap", f"{num} devices x 1")]
-SEEDS = {2: 0, 3: 0, 4: 0, 5: 0, 8: 0, 16: 0}  # of the graphs
+# Every way to communicate; the other cases differ in what they do with what has arrived, which is
+# the same in all layouts, and are left out where compiling them takes longest.
+IN_ALL_LAYOUTS = (
+    "dpsgd, cta",
+    "gossip_pga",
+    "matcha",
+    "one_peer_exponential",
+    "ad_psgd",
+    "sgp, int8",
+    "noloco",
+    "al_dsgd, released",
+    "al_dsgd, budget",
+    "choco",
+    "choco, neighbour",
+)
+SEEDS = {2: 0, 3: 0, 4: 2, 5: 0, 8: 0, 16: 1}  # of the graphs, such that int8 has no close calls
 PULLS = {"leader_pull": 0.1, "degree_pull": 0.05}
 WEIGHTS = {"leader_weight": 0.3, "degree_weight": 0.1}
+FAST = {"xla_backend_optimization_level": 0}  # to compile; that is what takes the time here
 ZERO = dict.fromkeys(PULLS | WEIGHTS, 0.0)
 
 
@@ -219,15 +235,19 @@ def layout_of(num, name):
     return Layout(workers.axis, workers.spmd, workers.put)
 
 
+def names(num, layout):
+    return tuple(cases(num)) if layout == "own vmap" and num < 16 else IN_ALL_LAYOUTS
+
+
 @functools.cache
 def trajectories(num, layout):
     """The parameters after 20 steps of every case, all compiled as one program."""
     lay = layout_of(num, layout)
     x0, targets, _, curvature = problem(num)
-    txs = {
-        name: rules.compose(optax.sgd(LR), rule, lay.axis, **hyper)
-        for name, (rule, hyper, *_) in cases(num).items()
-    }
+    txs = {}
+    for name in names(num, layout):
+        rule, hyper, *_ = cases(num)[name]
+        txs[name] = rules.compose(optax.sgd(LR), rule, lay.axis, **hyper)
 
     def loss(x, target, c):
         return sum(
@@ -240,16 +260,16 @@ def trajectories(num, layout):
             value, grad = jax.value_and_grad(loss)(xs[name], target, c)
             updates, states[name] = tx.update(grad, states[name], xs[name], step=t, value=value)
             xs[name] = optax.apply_updates(xs[name], updates)
-        return t + 1, (xs, states)
+        return t, (xs, states)
 
     put = lambda tree: lay.put(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree))
-    step = lay.spmd(one)
     xs = {name: put(x0) for name in txs}
     states = lay.put({name: jax.vmap(tx.init)(xs[name]) for name, tx in txs.items()})
-    t, c = jnp.int32(0), put(curvature)
-    for s in range(STEPS):
-        target = put(jax.tree.map(operator.itemgetter(s), targets))
-        t, (xs, states) = step(t, xs, states, target, c)
+    c, step = put(curvature), jax.jit(lay.spmd(one), compiler_options=FAST)
+    for t in range(STEPS):
+        target = put(jax.tree.map(operator.itemgetter(t), targets))
+        # placed as at the first step, or the second would be compiled again
+        xs, states = lay.put(step(jnp.int32(t), xs, states, target, c)[1])
     return jax.tree.map(np.asarray, xs)
 
 
@@ -261,9 +281,75 @@ def expected(num, name):
     return run(oracle, hyper, flat(x0, 1), targets, targets, LR, curvature)
 
 
-@pytest.mark.parametrize("name", cases(2))
-@pytest.mark.parametrize(("num", "layout"), SETUPS)
+@pytest.mark.parametrize(
+    ("num", "layout", "name"), [(*setup, name) for setup in SETUPS for name in names(*setup)]
+)
 def test_rule_matches_its_oracle(num, layout, name):
     got = flat(trajectories(num, layout)[name], 1)
     for g, w in zip(got, expected(num, name), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=1e-6)
+
+
+def test_al_dsgd_without_pulls_and_weights_is_dpsgd_bit_for_bit():
+    found = trajectories(8, "own vmap")
+    for got, want in zip(
+        jax.tree.leaves(found["al_dsgd, zero"]),
+        jax.tree.leaves(found["dpsgd, two graphs"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+def once(rule, x, u=None, losses=None, steps=1):
+    """The parameters `[W]` and the state after some steps, the updates at the first of them."""
+    x = jnp.asarray(x, jnp.float32)
+    losses = jnp.zeros_like(x) if losses is None else jnp.asarray(losses, jnp.float32)
+    u = jnp.zeros_like(x) if u is None else jnp.asarray(u, jnp.float32)
+
+    def worker(x, u, value):
+        def step(carry, t):
+            x, state = carry
+            update, state = rule.update(jnp.where(t == 0, u, 0), state, x, step=t, value=value)
+            return (x + update, state), None
+
+        return jax.lax.scan(step, (x, rule.init(x)), jnp.arange(steps))[0]
+
+    return jax.jit(jax.vmap(worker, axis_name="w"))(x, u, losses)
+
+
+@pytest.mark.parametrize(
+    ("variant", "coefficients", "want"),
+    [
+        ("paper", (0.05, 0.025, 0.2, 0.1), [0.57625, 0.97875, 1.77625, 2.61375]),
+        ("released", (0.2, 0.2, 0.3, 0.1), [0.72, 0.936, 1.608, 2.66]),
+    ],
+)
+def test_golden_al_dsgd(variant, coefficients, want):
+    path = topology.Topology.from_graph(nx.path_graph(4), weights="best_constant")
+    assert path.round_weights.max() == pytest.approx(0.5)
+    hyper = dict(zip(PULLS | WEIGHTS, coefficients, strict=True))
+    rule = rules.al_dsgd("w", topologies=path, variant=variant, **hyper)
+    x, state = once(rule, [0, 1, 2, 3], [-0.1, -0.1, 0.1, 0.1], [0.4, 0.1, 0.3, 0.2])
+    np.testing.assert_allclose(x, want, rtol=0, atol=1e-6)
+    assert state.metrics["leader"].tolist() == [1, 1, 1, 3]
+    assert state.metrics["hub"].tolist() == [1, 1, 2, 2]
+    np.testing.assert_allclose(state.metrics["spectral_gap"], path.spectral_gap, atol=1e-6)
+
+
+def test_golden_noloco():
+    rule = rules.noloco("w", period=1, outer_lr=0.7, momentum=0.9, coupling=0.7)
+    x, state = once(rule, [0, 1], [0.5, 0.1])
+    np.testing.assert_allclose(x, [0.56, 0.86], atol=1e-6)
+    np.testing.assert_allclose(state.momentum, [0.56, -0.14], atol=1e-6)
+    assert state.metrics["partner"].tolist() == [1, 0]
+
+
+def test_golden_push_sum():
+    P = np.array([[0.5, 0, 1 / 3], [0.5, 0.5, 1 / 3], [0, 0.5, 1 / 3]])
+    graph = nx.DiGraph([(0, 1), (1, 2), (2, 0), (2, 1)])
+    pushed = topology.Topology.from_graph(graph)
+    np.testing.assert_allclose(pushed.matrix, P, atol=1e-12)
+    z, state = once(rules.sgp("w", topology=pushed), [0, 3, 9], steps=60)
+    np.testing.assert_allclose(z, [4, 4, 4], atol=1e-5)
+    np.testing.assert_allclose(state.weight, [2 / 3, 4 / 3, 1], atol=1e-6)
+    np.testing.assert_array_equal(state.metrics["push_weight"], state.weight)

@@ -99,6 +99,26 @@ def test_other_layouts_go_on(layout, whole, half):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 2e-6, 1e-6), state, whole[1])
 
 
+ON_GRAPHS = {
+    "al_dsgd": {"topologies": "torus, ring", "budget": 0.5, "compress": "int8"},
+    "sgp": {"topology": "exponential, star(weights='metropolis')"},
+    "noloco": {"period": 3},
+    "choco": {"compress": "power_sgd(rank=1)"},
+    "local_sgd": {"period": 3, "compress": "random_k(fraction=0.1)"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ON_GRAPHS)
+def test_copies_weights_draws_and_what_was_left_out_are_in_the_checkpoint(rule, tmp_path):
+    """Ten steps are five and five, bitwise."""
+    make = lambda steps: tiny_run(rule=rule, hyper=ON_GRAPHS[rule], steps=steps)
+    train(make(10), tmp_path / "whole", progress=False)
+    for steps in (5, 10):
+        train(make(steps), tmp_path / "halves", progress=False)
+    equal(saved(make(10), tmp_path / "halves"), saved(make(10), tmp_path / "whole"))
+
+
 CHILD = """
 import sys, threading
 import conftest

@@ -375,6 +375,17 @@ def test_plots_of_weights_by_layer_and_without_weights(tmp_path):
     np.testing.assert_array_equal(values, [[1.0, np.nan]])
 
 
+@pytest.mark.parametrize("leaders", [[], [[-1, -1]], [[-1, -1], [0, 0], [1, 0]]])
+def test_plot_of_leaders(tmp_path, leaders):
+    line = {"loss": [1.0, 1.0], "consensus_distance": 0.5}
+    end = {"test_loss": 1.0, "test_accuracy": 0.5, "worker_accuracies": [0.5, 0.6]}
+    found = [line | {"step": 10 + 10 * t, "leader": leader} for t, leader in enumerate(leaders)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f"{json.dumps(one)}\n" for one in [*found, end | {"step": 40}]))
+    drawn = [path.stem for path in plots.draw(file, tmp_path / "plots")]
+    assert ("leaders" in drawn) == bool(leaders)
+
+
 def test_metrics_writer_survives_a_torn_line(tmp_path):
     file = tmp_path / "metrics.jsonl"
     writer = MetricsWriter(file)

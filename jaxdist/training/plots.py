@@ -12,7 +12,7 @@ Lines = Sequence[dict[str, Any]]
 
 
 def draw(metrics_file: Path, folder: Path) -> list[Path]:
-    """Draws loss and accuracy, consensus distance and, if the rule tells of them, its weights.
+    """Draws loss and accuracy, consensus distance and, if the rule tells, weights and leaders.
 
     Args:
         metrics_file: a run's `metrics.jsonl`.
@@ -33,6 +33,8 @@ def draw(metrics_file: Path, folder: Path) -> list[Path]:
     }
     if any(_weight_names(line) for line in lines):
         plots["rule_weights"] = (1, _weights)
+    if any("leader" in line for line in lines):
+        plots["leaders"] = (1, _leaders)
     drawn = []
     for name, (panels, plot) in plots.items():
         figure = Figure(figsize=(6.4 * panels, 4.0), layout="constrained")
@@ -93,6 +95,27 @@ def _weights(axes: Any, lines: Lines) -> None:
     axes.set_ylabel("weight" if len(names) == 1 else "weight, mean of the layers")
     if weights.shape[1] <= 16:
         axes.legend(ncols=2, fontsize="small")
+
+
+def _leaders(axes: Any, lines: Lines) -> None:
+    """A row for each worker; the colour is the leader that it followed at a step."""
+    from matplotlib import colormaps
+
+    steps, leaders = series(lines, "leader")
+    num = leaders.shape[1]
+    ticks = range(0, num, max(1, num // 8))
+    image = axes.pcolormesh(
+        steps,
+        np.arange(num),
+        np.ma.masked_less(leaders.T, 0),  # -1: there was none yet
+        shading="nearest",
+        cmap=colormaps["tab20"].resampled(num),
+        vmin=-0.5,
+        vmax=num - 0.5,
+    )
+    axes.figure.colorbar(image, ax=axes, label="follows worker", ticks=ticks)
+    axes.set_ylabel("worker")
+    axes.set_yticks(ticks)
 
 
 def _weight_names(line: dict[str, Any]) -> list[str]:

@@ -1,0 +1,16 @@
+"""D-PSGD on CIFAR-10: 8 workers on a graph of AL-DSGD's, ResNet-50.
+
+Data:      tfds build cifar10 --file_format=array_record (once; needs jaxdist[prepare])
+Command:   python -m experiments.train --config cifar10_dpsgd --workdir runs/cifar10_dpsgd
+Skewed:    python -m experiments.train --config cifar10_dpsgd --workdir runs/cifar10_dpsgd_skewed
+           --with "shards=dirichlet(alpha=0.1, minimum=16)"
+Hardware:  1, 2, 4 or 8 accelerators
+Time:      not measured
+Expected:  not run to the end by us
+Source:    the setting and the graph are those of the AL-DSGD authors' code (see
+           recipes.cifar10_decentralized)
+"""
+
+from experiments.configs.recipes import cifar10_decentralized
+
+config = cifar10_decentralized("dpsgd", topology="al_dsgd(graph=1)")

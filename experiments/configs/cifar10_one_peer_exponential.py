@@ -1,0 +1,17 @@
+"""One-peer exponential gossip on CIFAR-10: 8 workers, ResNet-50.
+
+Data:      tfds build cifar10 --file_format=array_record (once; needs jaxdist[prepare])
+Command:   python -m experiments.train --config cifar10_one_peer_exponential --workdir
+           runs/cifar10_one_peer_exponential
+Skewed:    python -m experiments.train --config cifar10_one_peer_exponential --workdir
+           runs/cifar10_one_peer_exponential_skewed --with "shards=dirichlet(alpha=0.1, minimum=16)"
+Hardware:  1, 2, 4 or 8 accelerators
+Time:      not measured
+Expected:  not run to the end by us
+Source:    the setting is the AL-DSGD authors' (see recipes.cifar10_decentralized), the rest the
+           rule's defaults
+"""
+
+from experiments.configs.recipes import cifar10_decentralized
+
+config = cifar10_decentralized("one_peer_exponential")

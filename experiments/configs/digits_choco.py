@@ -1,0 +1,13 @@
+"""CHOCO-SGD on the bundled digits: 8 workers on a ring, a multilayer perceptron.
+
+Command:   python -m experiments.train --config digits_choco --workdir runs/digits_choco
+Skewed:    python -m experiments.train --config digits_choco --workdir runs/digits_choco_skewed
+           --with "shards=dirichlet(alpha=0.1, minimum=16)"
+Hardware:  2 CPU cores
+Time:      about 5 s of training, 10 s in all
+Expected:  test accuracy at the mean of the workers ? over the seeds 0, 1 and 2; skewed ?
+"""
+
+from experiments.configs.recipes import digits
+
+config = digits("choco", topology="ring", compress="top_k(fraction=0.1)", consensus_step=0.1)

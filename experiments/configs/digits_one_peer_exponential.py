@@ -1,0 +1,14 @@
+"""One-peer exponential gossip on the bundled digits: 8 workers, a multilayer perceptron.
+
+Command:   python -m experiments.train --config digits_one_peer_exponential --workdir
+           runs/digits_one_peer_exponential
+Skewed:    python -m experiments.train --config digits_one_peer_exponential --workdir
+           runs/digits_one_peer_exponential_skewed --with "shards=dirichlet(alpha=0.1, minimum=16)"
+Hardware:  2 CPU cores
+Time:      about 5 s of training, 10 s in all
+Expected:  test accuracy at the mean of the workers ? over the seeds 0, 1 and 2; skewed ?
+"""
+
+from experiments.configs.recipes import digits
+
+config = digits("one_peer_exponential")

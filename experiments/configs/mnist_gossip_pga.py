@@ -1,0 +1,15 @@
+"""Gossip-PGA on MNIST: 8 workers on a ring, the CNN of two convolutions.
+
+Data:      tfds build mnist --file_format=array_record (once; needs jaxdist[prepare])
+Command:   python -m experiments.train --config mnist_gossip_pga --workdir runs/mnist_gossip_pga
+Skewed:    python -m experiments.train --config mnist_gossip_pga --workdir
+           runs/mnist_gossip_pga_skewed --with "shards=dirichlet(alpha=0.1, minimum=32)"
+Hardware:  one GPU, or 8 CPU cores
+Time:      not measured
+Expected:  not run to the end by us
+Source:    all hyper-parameters are ours
+"""
+
+from experiments.configs.recipes import mnist
+
+config = mnist("gossip_pga", topology="ring", global_period=16)

@@ -1,0 +1,15 @@
+"""MATCHA on MNIST: 8 workers on a graph of AL-DSGD's, the CNN of two convolutions.
+
+Data:      tfds build mnist --file_format=array_record (once; needs jaxdist[prepare])
+Command:   python -m experiments.train --config mnist_matcha --workdir runs/mnist_matcha
+Skewed:    python -m experiments.train --config mnist_matcha --workdir runs/mnist_matcha_skewed
+           --with "shards=dirichlet(alpha=0.1, minimum=32)"
+Hardware:  one GPU, or 8 CPU cores
+Time:      not measured
+Expected:  not run to the end by us
+Source:    all hyper-parameters are ours
+"""
+
+from experiments.configs.recipes import mnist
+
+config = mnist("matcha", topology="al_dsgd(graph=1)", budget=0.5)
