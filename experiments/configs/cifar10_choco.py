@@ -14,5 +14,5 @@ Source:    the setting and the graph are those of the AL-DSGD authors' code (see
 from experiments.configs.recipes import cifar10_decentralized
 
 config = cifar10_decentralized(
-    "choco", topology="al_dsgd(graph=1)", compress="top_k(fraction=0.1)", consensus_step=0.1
+    "choco", topology="al_dsgd(graph=1)", compress="top_k(fraction=0.1)", consensus_step=0.3
 )

@@ -7,10 +7,10 @@ Skewed:    python -m experiments.train --config cifar10_noloco --workdir runs/ci
 Hardware:  1, 2, 4 or 8 accelerators
 Time:      not measured
 Expected:  not run to the end by us
-Source:    the setting is the AL-DSGD authors' (see recipes.cifar10_decentralized), the rest the
-           rule's defaults
+Source:    the setting is the AL-DSGD authors' (see recipes.cifar10_decentralized), the momentum
+           ours (see digits_noloco), the rest the rule's defaults
 """
 
 from experiments.configs.recipes import cifar10_decentralized
 
-config = cifar10_decentralized("noloco", period=50)
+config = cifar10_decentralized("noloco", period=50, momentum=0.5)

@@ -4,8 +4,9 @@ Command:   python -m experiments.train --config digits_dpsgd --workdir runs/digi
 Skewed:    python -m experiments.train --config digits_dpsgd --workdir runs/digits_dpsgd_skewed
            --with "shards=dirichlet(alpha=0.1, minimum=16)"
 Hardware:  2 CPU cores
-Time:      about 5 s of training, 10 s in all
-Expected:  test accuracy at the mean of the workers ? over the seeds 0, 1 and 2; skewed ?
+Time:      about 4 s of training
+Expected:  test accuracy at the mean of the workers 0.981 +- 0.004 over the seeds 0, 1 and 2; skewed
+           0.981 +- 0.005
 """
 
 from experiments.configs.recipes import digits

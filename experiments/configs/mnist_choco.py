@@ -12,4 +12,4 @@ Source:    all hyper-parameters are ours
 
 from experiments.configs.recipes import mnist
 
-config = mnist("choco", topology="ring", compress="top_k(fraction=0.1)", consensus_step=0.1)
+config = mnist("choco", topology="ring", compress="top_k(fraction=0.1)", consensus_step=0.3)

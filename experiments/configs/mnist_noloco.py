@@ -12,4 +12,4 @@ Source:    all hyper-parameters are ours
 
 from experiments.configs.recipes import mnist
 
-config = mnist("noloco", period=8)
+config = mnist("noloco", period=8, momentum=0.5)
