@@ -449,8 +449,8 @@ PATH = nx.path_graph(3)
         (lambda: topology.matcha.activation(one("ring", 4), 1.1), "budget is 1.1"),
         (lambda: topology.matcha.activation(one("ring", 4), "half"), "budget is 'half'"),
         (lambda: topology.matcha.activation(one("exponential", 4), 0.5), "is directed"),
-        (lambda: topology.plot.plot([]), r"topologies is \[\]"),
-        (lambda: topology.plot.plot([one("ring", 4), one("ring", 3)]), "topologies is"),
+        (lambda: topology.plot([]), r"topologies is \[\]"),
+        (lambda: topology.plot([one("ring", 4), one("ring", 3)]), "topologies is"),
     ],
 )
 def test_errors(build, match):
@@ -547,7 +547,7 @@ def test_activation_without_edges():
 def test_plot(tmp_path):
     file = tmp_path / "mixing.png"
     sequence = make("one_peer_exponential, ring", 4)
-    figure = topology.plot.plot(sequence, file)
+    figure = topology.plot(sequence, file)
     assert file.stat().st_size > 10_000
     titles = [axes.get_title() for axes in figure.axes]
     assert titles.count("ring: 2 rounds") == 1
@@ -558,4 +558,4 @@ def test_plot(tmp_path):
 
 
 def test_plot_of_one_worker():
-    assert len(topology.plot.plot(one("ring", 1)).axes) == 4
+    assert len(topology.plot(one("ring", 1)).axes) == 4

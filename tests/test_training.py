@@ -504,3 +504,10 @@ def test_one_process_joins_nobody(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(AssertionError):
         multihost.initialize()
+
+
+def test_a_graph_that_does_not_fit_is_refused_before_a_file_is_written(tmp_path):
+    run = tiny_run(num=4, devices=4, rule="dpsgd", hyper={"topology": "al_dsgd"})
+    with pytest.raises(ValueError, match="asked for 4 workers"):
+        train(run, tmp_path, progress=False)
+    assert not (tmp_path / "config.json").exists()

@@ -4,10 +4,11 @@
 names, and any `networkx` graph will do as well.
 """
 
-from jaxdist.topology import matcha, plot
+from jaxdist.topology import matcha
 from jaxdist.topology.coloring import matchings
 from jaxdist.topology.core import Topology
 from jaxdist.topology.mixing import WEIGHTS
+from jaxdist.topology.picture import plot
 from jaxdist.topology.specs import TOPOLOGIES, Spec, check_connected, check_spec, contraction, make
 
 __all__ = [

@@ -1,7 +1,6 @@
 """What is written down about a run while it goes on."""
 
 import contextlib
-import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -26,6 +25,17 @@ WINDOW = 32
 """Steps whose losses are looked over at once, for one that is not finite."""
 
 
+def traffic_of(run: Run) -> Traffic:
+    """What a run sends.
+
+    Raises:
+        ValueError: from a rule that does not fit the number of workers or the parameters.
+    """
+    params = abstract(run).params
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+    return Traffic.of(run.tx, one, run.workers.num)
+
+
 class Journal:
     """The lines of the metrics file, each written once the step after it is on its way.
 
@@ -34,13 +44,14 @@ class Journal:
 
     Args:
         run: the run.
+        traffic: what it sends.
         workdir: its folder.
         step: the steps that are done.
         show: gets the lines of training metrics as well.
     """
 
-    def __init__(self, run: Run, workdir: Path, step: int, show: Show):
-        self._run, self._show = run, show
+    def __init__(self, run: Run, traffic: Traffic, workdir: Path, step: int, show: Show):
+        self._run, self._traffic, self._show = run, traffic, show
         self._writer = None
         if multihost.is_main():
             events = workdir / record.TENSORBOARD if run.tensorboard else None
@@ -69,17 +80,10 @@ class Journal:
         """Time since the run began, without that between an interruption and the resumption."""
         return time.monotonic() - self._began
 
-    @functools.cached_property
-    def traffic(self) -> Traffic:
-        """What the run sends."""
-        params = abstract(self._run).params
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
-        return Traffic.of(self._run.tx, one, self._run.workers.num)
-
     def bytes_sent(self, done: int) -> int:
         """What each worker has sent in the first `done` steps; `done` never decreases."""
         before, sent = self._sent
-        self._sent = done, sent + self.traffic.bytes_sent(before, done)
+        self._sent = done, sent + self._traffic.bytes_sent(before, done)
         return self._sent[1]
 
     def step(self, done: int, params: Any, metrics: dict[str, jax.Array]) -> None:

@@ -8,7 +8,7 @@ from jaxdist.data import Loader
 from jaxdist.training import multihost, plots, record
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.evaluate import make_evaluate
-from jaxdist.training.journal import Journal
+from jaxdist.training.journal import Journal, traffic_of
 from jaxdist.training.metrics import write_json
 from jaxdist.training.progress import progress as console
 from jaxdist.training.run import Run
@@ -42,13 +42,14 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / record.CHECKPOINTS, run.description)
         stack.callback(checkpoints.close)
+        traffic = traffic_of(run)  # refuses what does not fit, before a file is written
         start, state = _begin(run, checkpoints)
         main = multihost.is_main()
         if main:
             write_json(workdir / record.CONFIG, record.describe(run))
         visible = progress and main
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
-        journal = Journal(run, workdir, start, show)
+        journal = Journal(run, traffic, workdir, start, show)
         stack.callback(journal.close)
         state, found = _steps(run, state, start, journal, checkpoints)
         summary = {
