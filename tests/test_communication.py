@@ -71,7 +71,7 @@ CASES = {
     "one_peer_exponential": ({"period": PERIOD}, permutes(FIRST, MODEL)),
     "ad_psgd": ({"period": PERIOD}, [("collective-permute", MODEL, W, W)]),
     "noloco": ({"period": PERIOD}, [("collective-permute", 2 * MODEL, W, W)]),
-    "sgp": ({"period": PERIOD}, permutes(FIRST, MODEL + SCALAR)),
+    "sgp": ({"period": PERIOD}, permutes(FIRST, MODEL + SCALAR) + permutes(FIRST, SCALAR)),
     "matcha": ({"period": PERIOD, "topology": "star", "seed": 1}, permutes(STAR, MODEL, ACTIVE)),
     "al_dsgd": (
         {"period": PERIOD, "topologies": "ring"},

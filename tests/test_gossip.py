@@ -13,6 +13,7 @@ import pytest
 from layouts import LAYOUTS, NUM_WORKERS, Layout
 from oracles import run
 from test_rules import LR, STEPS, flat, problem
+from test_rules import cases as central_cases
 
 from jaxdist import Workers, rules, topology
 
@@ -366,3 +367,8 @@ def test_golden_push_sum():
     np.testing.assert_allclose(z, [4, 4, 4], atol=1e-5)
     np.testing.assert_allclose(state.weight, [2 / 3, 4 / 3, 1], atol=1e-6)
     np.testing.assert_array_equal(state.metrics["push_weight"], state.weight)
+
+
+def test_every_rule_has_a_case():
+    found = [rule for table in (central_cases(8), cases(8)) for rule, *_ in table.values()]
+    assert set(found) == set(rules.RULES)

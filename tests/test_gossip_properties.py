@@ -295,7 +295,8 @@ def test_push_sum_outlives_a_bad_worker():
     steps, u = 2000, 0.01
     x, updates, losses = draw(steps=steps)
     x[-1] = np.nan
-    xs, state = stepper_of("sgp")(x, np.full_like(updates, u), losses)
+    rule = stepper(made("sgp", topology="exponential"))  # strongly connected without any worker
+    xs, state = rule(x, np.full_like(updates, u), losses)
     last, start = np.asarray(xs)[-1, :-1], x[:-1]
     assert np.isfinite(last).all()
     assert (np.asarray(state.weight)[:-1] > 0.1).all()

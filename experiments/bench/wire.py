@@ -104,7 +104,7 @@ def rows() -> list[Row]:
         Row("ad_psgd", hyper["ad_psgd"], to(1), 1),
         Row("al_dsgd", hyper["al_dsgd"], lambda d, leaves: 3 * 4 * (2 * d + 1), 10),
         Row("al_dsgd", hyper["al_dsgd"] | {"variant": "released"}, to(3, 1), 5),
-        Row("sgp", hyper["sgp"], to(3, 1), 3),
+        Row("sgp", hyper["sgp"], to(3, 2), 6),
         Row("noloco", hyper["noloco"], lambda d, leaves: 2 * 4 * d, 1),
     ]
     return found + compressed(ring)

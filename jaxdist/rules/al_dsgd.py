@@ -81,9 +81,10 @@ def al_dsgd(
 
     Ties go to the worker itself, then to the lowest index. Losses (extra argument `value`) travel
     with the parameters; the degree is the number of neighbours at this mixing, known to all. A
-    neighbour that is not finite is as if it were not there. The pulls take the products
-    gamma lambda of the paper: let a schedule of theirs follow that of the learning rate by
-    `optax.inject_hyperparams`. With all four coefficients 0 this is `dpsgd`.
+    neighbour that is not finite is neither averaged with nor followed; it counts in degrees.
+
+    The pulls take the products gamma lambda of the paper: let a schedule of theirs follow that of
+    the learning rate by `optax.inject_hyperparams`. With all four coefficients 0 this is `dpsgd`.
 
     Sends d + 1 numbers to each neighbour; in the paper's form with pulls 2 d + 1, because N and T
     are pulled to before and averaged with after the local step. Of the neighbours' models only the

@@ -59,7 +59,9 @@ def choco(
     x is that after the local step. Both conserve the mean. With "own" a worker remembers its copy
     and one sum over its neighbours' copies, which belongs to one W: the graph must not change. With
     "neighbour" both ends of an edge remember both copies, and graphs may take turns. What C leaves
-    out is in the next difference. All workers must start from the same parameters.
+    out is in the next difference. All workers must start from the same parameters. A neighbour that
+    is not finite is left out with "neighbour"; with "own" its last copy stays in the sums, and goes
+    on pulling.
 
     Args:
         axis: the workers' axis.

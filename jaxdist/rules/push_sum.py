@@ -48,8 +48,9 @@ def sgp(
     parameters that the chain holds are the de-biased z, so the gradient is taken there, and they
     are what is evaluated and saved; x = w z is formed inside. sum_i x_i is conserved but for the
     updates, and with zero updates every z goes to the mean of all x, on any strongly connected
-    graph. What a worker that is not finite sends is left out, with its weight. Sends d + 1 numbers
-    for each edge.
+    graph. What a worker that is not finite sends is left out, with its weight, and nothing is sent
+    to it in vain: receivers tell their senders, by a number, whether they are finite (the rest must
+    be strongly connected without it). Sends d + 1 numbers for each edge, and 1 against it.
 
     Args:
         axis: the workers' axis.
@@ -86,11 +87,10 @@ def sgp(
         return optax.apply_updates(extra.params, step), state
 
     def act_on(graph, gap):
-        kept = np.asarray(graph.matrix.diagonal(), np.float32)
-
         def act(z, state, extra):
             x = jax.tree.map(lambda z: state.weight * z, wide(z))
             message, own = wire.send(x, extra.step)
+            keeps = _kept(graph, axis, base.healthy(x))
 
             def visit(total, arrived, sender, share):
                 y, weight = wire.read(arrived[0], own, extra.step), arrived[1]
@@ -98,7 +98,6 @@ def sgp(
                 more = lambda s, y: s + jnp.where(share == 0, 0, share * y)
                 return jax.tree.map(more, total, (y, weight))
 
-            keeps = jnp.asarray(kept)[collectives.index(axis)]
             rest = jax.tree.map(lambda x, q: x - (1 - keeps) * q, x, own)
             start = rest, keeps * state.weight
             message = message, state.weight
@@ -125,6 +124,22 @@ def sgp(
         ]
 
     return base.rule_of_size(axis, init, syncs, local)
+
+
+def _kept(graph, axis, healthy):
+    """The part of x that a worker keeps: P_ii, and what those would get that are not finite.
+
+    They say so by a number each, against the direction in which x travels.
+    """
+    me = collectives.index(axis)
+    kept = jnp.asarray(graph.matrix.diagonal(), jnp.float32)[me]
+    for source, weights in zip(graph.rounds, graph.round_weights, strict=True):
+        receiver, given = np.full(len(source), -1), np.zeros(len(source), np.float32)
+        met = np.flatnonzero(source >= 0)
+        receiver[source[met]], given[source[met]] = met, weights[met]
+        well = collectives.permute(healthy.astype(jnp.float32), axis, receiver)
+        kept += jnp.where(well == 0, jnp.asarray(given)[me], 0)
+    return kept
 
 
 def _gap(graphs):
