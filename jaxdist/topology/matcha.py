@@ -3,7 +3,6 @@
 import logging
 
 import numpy as np
-from scipy import optimize
 
 from jaxdist.topology import mixing
 from jaxdist.topology.core import Topology
@@ -66,6 +65,8 @@ def activation(topology: Topology, budget: float) -> tuple[np.ndarray, float, fl
     if budget == 1:
         a = 2 / (slow + fast)
     else:
+        from scipy import optimize  # imported here: it takes longer than the rest of this package
+
         a = optimize.minimize_scalar(
             norm, bounds=(0, 2 / fast), method="bounded", options={"xatol": 1e-10}
         ).x
@@ -79,6 +80,8 @@ def _probabilities(parts, total):
     Every unit vector v bounds it by sum_j p_j v^T parts[j] v. A linear program finds the p that is
     best under the bounds so far; eigenvectors on the way there from the best p give new ones.
     """
+    from scipy import optimize
+
     num = len(parts)
     p = best = np.full(num, total / num)
     value, bound, cuts = -np.inf, np.inf, np.empty((0, num))
