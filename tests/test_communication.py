@@ -61,6 +61,16 @@ CASES = {
     "mgrawa": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
     "lgrawa": ({"period": PERIOD}, [("all-reduce", MODEL + LEAVES * SCALAR, W)]),
     "dppf": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
+    "diloco": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
+    "slowmo": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
+    "lasgd": ({"period": PERIOD, "delay": 2}, [("all-reduce", MODEL + SCALAR, W)]),
+    "cocod": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
+    "dasgd": ({"period": PERIOD, "delay": 2}, [("all-reduce", MODEL + SCALAR, W)]),
+    "overlap_local_sgd": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
+    "streaming_diloco": (  # the second of two fragments is one number
+        {"period": 2 * PERIOD, "fragments": 2, "delay": 1},
+        [("all-reduce", 2 * SCALAR, W)],
+    ),
     "dpsgd": ({"period": PERIOD}, permutes(RING, MODEL)),
     "dpsgd star": ({"period": PERIOD, "topology": "star"}, permutes(STAR, MODEL)),
     "dpsgd int8": (

@@ -99,7 +99,11 @@ def test_other_layouts_go_on(layout, whole, half):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 2e-6, 1e-6), state, whole[1])
 
 
-ON_GRAPHS = {
+WITH_MEMORY = {
+    "diloco": {"period": 3},
+    "streaming_diloco": {"period": 6, "fragments": 2, "delay": 2},  # at step 5 one is on its way
+    "lasgd": {"period": 4, "delay": 3, "compress": "int8"},  # at step 5 as well
+    "overlap_local_sgd": {"period": 4},
     "al_dsgd": {"topologies": "torus, ring", "budget": 0.5, "compress": "int8"},
     "sgp": {"topology": "exponential, star(weights='metropolis')"},
     "noloco": {"period": 3},
@@ -109,10 +113,10 @@ ON_GRAPHS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ON_GRAPHS)
-def test_copies_weights_draws_and_what_was_left_out_are_in_the_checkpoint(rule, tmp_path):
-    """Ten steps are five and five, bitwise."""
-    make = lambda steps: tiny_run(rule=rule, hyper=ON_GRAPHS[rule], steps=steps)
+@pytest.mark.parametrize("rule", WITH_MEMORY)
+def test_whatever_a_rule_remembers_is_in_the_checkpoint(rule, tmp_path):
+    """Copies, weights, draws, what was left out or is on its way: ten steps are five and five."""
+    make = lambda steps: tiny_run(rule=rule, hyper=WITH_MEMORY[rule], steps=steps)
     train(make(10), tmp_path / "whole", progress=False)
     for steps in (5, 10):
         train(make(steps), tmp_path / "halves", progress=False)

@@ -26,6 +26,13 @@ HYPER = {
     "mgrawa": {"period": 1, "strength": 0.5, "prox": 0.0},
     "lgrawa": {"period": 1, "strength": 0.5, "prox": 0.0},
     "dppf": {"period": 1, "pull": 0.4, "push": 0.05},
+    "diloco": {"period": 1, "momentum": 0.5},
+    "slowmo": {"period": 1},
+    "streaming_diloco": {"period": 1, "fragments": 1, "delay": 0},
+    "lasgd": {"period": 1, "delay": 0},
+    "cocod": {"period": 1},
+    "dasgd": {"period": 1, "delay": 0},
+    "overlap_local_sgd": {"period": 1},
     "dpsgd": {"topology": "torus"},
     "gossip_pga": {"global_period": 2},
     "matcha": {"topology": "ring", "budget": 0.5},
@@ -37,6 +44,15 @@ HYPER = {
     "choco": {"topology": "ring", "compress": "sign"},
 }
 PARAMETER_RULES = [name for name in rules.RULES if name != "average_gradients"]
+WITH_ANCHOR = (
+    "easgd",
+    "eamsgd",
+    "diloco",
+    "slowmo",
+    "streaming_diloco",
+    "overlap_local_sgd",
+    "noloco",
+)
 # Where each worker hears from all others alike. The rest is in test_gossip.py.
 CENTRAL_RULES = PARAMETER_RULES[: PARAMETER_RULES.index("dpsgd")]
 
@@ -139,7 +155,7 @@ def close(got, want, atol=1e-5):
 @given(draw=draws)
 def test_identical_workers_are_a_fixed_point(name, draw):
     same = jax.tree.map(lambda leaf: np.repeat(leaf[:1], W, 0), draw["x"])
-    if name in ("easgd", "eamsgd", "noloco"):  # a fixed point if the centre is there too
+    if name in WITH_ANCHOR:  # a fixed point if the centre is there too
         rule = rules.RULES[name]("w", **HYPER[name])
         step = lambda p: rule.update(jax.tree.map(jnp.zeros_like, p), rule.init(p), p, step=0)[0]
         close(jax.vmap(step, axis_name="w")(same), jax.tree.map(np.zeros_like, same))
@@ -338,7 +354,14 @@ def test_contract_one_worker_and_frozen_leaves(name):
 
 @pytest.mark.parametrize(
     ("name", "numeric"),
-    [("easgd", "alpha"), ("mgrawa", "strength"), ("lsgd", "prox"), ("dppf", "pull")],
+    [
+        ("easgd", "alpha"),
+        ("mgrawa", "strength"),
+        ("lsgd", "prox"),
+        ("dppf", "pull"),
+        ("diloco", "outer_lr"),
+        ("overlap_local_sgd", "pull"),
+    ],
 )
 def test_contract_injected_hyperparameters(name, numeric):
     hyper = HYPER[name] | {numeric: 0.1}
@@ -355,6 +378,29 @@ def test_contract_injected_hyperparameters(name, numeric):
     rule = rules.RULES[name]("w", **{**hyper, numeric: 0.05})
     step = lambda x: rule.update(0 * x, rule.init(x), x, step=0, value=x[0], grad=x + 1)[0]
     np.testing.assert_allclose(got, jax.vmap(step, axis_name="w")(x), atol=1e-6)
+
+
+def test_any_optimizer_can_be_the_outer_one():
+    """With plain SGD of rate 1 DiLoCo is local SGD; the gradient is old minus new."""
+    rng = np.random.default_rng(0)
+    updates = rng.normal(size=(6, W, 3)).astype(np.float32)
+
+    def trajectory(rule):
+        x = jnp.ones((W, 3))
+        state = jax.vmap(rule.init)(x)
+        for t, u in enumerate(updates):
+            step = jax.vmap(functools.partial(rule.update, step=t), axis_name="w")
+            update, state = step(jnp.asarray(u), state, x)
+            x = x + update
+        return x
+
+    plain = trajectory(rules.diloco("w", period=2, outer=optax.sgd(1.0)))
+    np.testing.assert_allclose(plain, trajectory(rules.local_sgd("w", period=2)), atol=1e-6)
+    half = trajectory(rules.diloco("w", period=6, outer=optax.sgd(0.5)))
+    want = np.broadcast_to(1 + 0.5 * updates.sum(0).mean(0), half.shape)
+    np.testing.assert_allclose(half, want, atol=1e-6)
+    sign = trajectory(rules.diloco("w", period=6, outer=optax.sign_sgd(0.25)))
+    np.testing.assert_allclose(sign - 1, 0.25 * np.sign(half - 1), atol=1e-6)
 
 
 def test_without_a_step_the_rule_counts_by_itself():
@@ -389,6 +435,19 @@ def test_without_a_step_the_rule_counts_by_itself():
         (lambda: rules.lsgd("w", groups=[[0, 1], [1, 2]]), r"overlap"),
         (lambda: rules.lsgd("w", groups=[[0, 1], []]), r"at least one worker"),
         (lambda: rules.dppf("w", push=-1), r"push is -1"),
+        (lambda: rules.diloco("w", outer_lr=0.0), r"outer_lr is 0.0; .* above 0"),
+        (lambda: rules.diloco("w", momentum=1.1), r"momentum is 1.1"),
+        (lambda: rules.slowmo("w", outer_lr=-1.0), r"outer_lr is -1.0"),
+        (lambda: rules.lasgd("w", period=4, delay=5), r"delay is 5; .* from 0 to 4"),
+        (lambda: rules.lasgd("w", apply="add"), r"apply is 'add'; .*'mix'"),
+        (lambda: rules.dasgd("w", mix=2), r"mix is 2"),
+        (lambda: rules.overlap_local_sgd("w", pull=-0.1), r"pull is -0.1"),
+        (lambda: rules.streaming_diloco("w", period=10), r"fragments is 4; .* divide the period"),
+        (lambda: rules.streaming_diloco("w", period=8, delay=2), r"delay is 2; .* fragments, 2"),
+        (
+            lambda: rules.streaming_diloco("w", fragments=2, period=8, delay=1).init(jnp.ones(3)),
+            r"fragments is 2; it must be at most the 1 leaves",
+        ),
         (
             lambda: rules.compose(optax.sgd(0.1), "mgrwa", "w"),
             r"unknown rule 'mgrwa'; did you mean",

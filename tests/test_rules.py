@@ -3,6 +3,7 @@
 import functools
 import operator
 
+import delayed_oracles
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ def cases(num):
     grawa = {"period": 3, "strength": 0.5, "prox": 0.05}
     leader = {"period": 4, "strength": 0.3, "prox": 0.1}
     local = {"local_period": 2, "local_strength": 0.2, "local_prox": 0.05}
+    streaming = {"period": 6, "delay": 2, "mix": 0.25, "outer_lr": 0.7, "momentum": 0.6}
     layers = lambda path: 0 if path == "b/kernel" else None
     return {
         "average_gradients": ("average_gradients", {}),
@@ -46,6 +48,19 @@ def cases(num):
             grawa | {"layer_axis": layers},
             grawa | {"slices": {1: (3, 4)}},
         ),
+        "diloco": ("diloco", {"period": 4, "outer_lr": 0.7, "momentum": 0.6}),
+        "slowmo": ("slowmo", {"period": 3, "outer_lr": 0.9, "momentum": 0.5}),
+        "streaming_diloco": (
+            "streaming_diloco",
+            streaming | {"fragments": 2},
+            streaming | {"groups": [[0, 1], [2]]},
+        ),
+        "lasgd": ("lasgd", {"period": 4, "delay": 3}),
+        "lasgd, at once": ("lasgd", {"period": 3, "delay": 0}),
+        "lasgd, mix": ("lasgd", {"period": 4, "delay": 4, "apply": "mix", "mix": 0.3}),
+        "cocod": ("cocod", {"period": 3}),
+        "dasgd": ("dasgd", {"period": 4, "delay": 1, "mix": 0.4}),
+        "overlap_local_sgd": ("overlap_local_sgd", {"period": 3, "pull": 0.4, "momentum": 0.5}),
         "dppf": ("dppf", {"period": 3, "pull": 0.4, "push": 0.05}),
     }
 
@@ -110,7 +125,7 @@ def test_rule_matches_its_oracle(layout, name):
     num = NUM_WORKERS[layout]
     rule, *hypers = cases(num)[name]
     x0, targets, probes, curvature = problem(num)
-    oracle = getattr(oracles, rule, None)
+    oracle = getattr(oracles, rule, None) or getattr(delayed_oracles, rule, None)
     assert oracle or rule == "average_gradients"
     want = oracles.run(
         oracle, hypers[-1], flat(x0, 1), flat(targets, 2), flat(probes, 2), LR, curvature

@@ -72,13 +72,15 @@ def rows() -> list[Row]:
     """All rules, then what compression makes of some.
 
     A mean carries the sum of its weights beside the model, which is what keeps out a worker that is
-    not finite: one number, or one a layer. Sums in groups of two are halved: an even number. The
+    not finite: one number, or one a layer. Sums in groups of two are halved: an even number. Of
+    two fragments of the CNN the first is all but the 1,290 parameters of the last layer. The
     AL-DSGD graph 1 has 12 edges, so 3 neighbours on average, in 5 matchings, and graph 2 as well;
     at the first mixing MATCHA draws matchings 0, 2 and 3 of it, with 9 edges.
     """
     hyper = common.RULES
     weighted = lambda d, leaves: all_reduce(4 * (d + 1))
     model = lambda d, leaves: all_reduce(4 * d)
+    fragment = lambda d, leaves: all_reduce(4 * (d - 1290 + 1))
     halves = lambda d, leaves: 2 * math.ceil(4 * (d + 1 + (d + 1) % 2) / 2)
     leader = lambda d, leaves: all_reduce(4 * d) + 2 * all_reduce(4)
     to = lambda degree, numbers=0: lambda d, leaves: degree * 4 * (d + numbers)
@@ -95,6 +97,13 @@ def rows() -> list[Row]:
         Row("mgrawa", hyper["mgrawa"], weighted),
         Row("lgrawa", hyper["lgrawa"], lambda d, leaves: all_reduce(4 * (d + leaves))),
         Row("dppf", hyper["dppf"], weighted),
+        Row("diloco", hyper["diloco"], weighted),
+        Row("slowmo", hyper["slowmo"], weighted),
+        Row("streaming_diloco", hyper["streaming_diloco"], fragment),
+        Row("lasgd", hyper["lasgd"], weighted),
+        Row("cocod", hyper["cocod"], weighted),
+        Row("dasgd", hyper["dasgd"], weighted),
+        Row("overlap_local_sgd", hyper["overlap_local_sgd"], weighted),
         Row("dpsgd", ring, to(2), 2),
         Row("dpsgd", graph, to(3), 5),
         Row("gossip_pga", hyper["gossip_pga"] | {"global_period": 9999}, to(3), 5, True),

@@ -20,14 +20,17 @@ from jaxdist.rules.averaging import (
     post_local_sgd,
 )
 from jaxdist.rules.choco import choco
+from jaxdist.rules.delayed import cocod, dasgd, lasgd, overlap_local_sgd
 from jaxdist.rules.elastic import eamsgd, easgd
 from jaxdist.rules.gossip import ad_psgd, dpsgd, gossip_pga, one_peer_exponential
 from jaxdist.rules.grawa import lgrawa, mgrawa
 from jaxdist.rules.leader import lsgd
 from jaxdist.rules.matcha import matcha
 from jaxdist.rules.noloco import noloco
+from jaxdist.rules.outer import diloco, slowmo
 from jaxdist.rules.push_pull import dppf
 from jaxdist.rules.push_sum import sgp
+from jaxdist.rules.streaming import streaming_diloco
 
 RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "average_gradients": average_gradients,
@@ -40,6 +43,13 @@ RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "mgrawa": mgrawa,
     "lgrawa": lgrawa,
     "dppf": dppf,
+    "diloco": diloco,
+    "slowmo": slowmo,
+    "streaming_diloco": streaming_diloco,
+    "lasgd": lasgd,
+    "cocod": cocod,
+    "dasgd": dasgd,
+    "overlap_local_sgd": overlap_local_sgd,
     "dpsgd": dpsgd,
     "gossip_pga": gossip_pga,
     "matcha": matcha,

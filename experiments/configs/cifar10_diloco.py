@@ -1,0 +1,14 @@
+"""DiLoCo on CIFAR-10: 4 workers, ResNet-20.
+
+Data:      tfds build cifar10 --file_format=array_record (once; needs jaxdist[prepare])
+Command:   python -m experiments.train --config cifar10_diloco --workdir runs/cifar10_diloco
+Hardware:  1, 2 or 4 accelerators
+Time:      not measured
+Expected:  not run to the end by us
+Source:    the setting is the GRAWA authors' sample script (see recipes.cifar10); the outer
+           learning rate 0.7 and momentum 0.9 are those of the code read, the period is ours
+"""
+
+from experiments.configs.recipes import cifar10
+
+config = cifar10("diloco", period=32)
