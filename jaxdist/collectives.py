@@ -9,7 +9,6 @@ branches of a `cond` agree.
 Never differentiate through these: under `vmap` the derivative of a mean is W times too large.
 """
 
-import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from jaxdist import traffic
+from jaxdist import moves, traffic
+from jaxdist.trees import on_flat, vary, wide
 
 Axis = str | tuple[str, str]
 Groups = Sequence[Sequence[int]]
@@ -57,7 +55,7 @@ def sum(tree: Tree, axis: Axis, groups: Groups | None = None) -> Tree:
     """
     if groups is None:
         traffic.record("all-reduce", tree, size(axis))
-        return _vary(lax.psum(tree, axis), tree)
+        return vary(lax.psum(tree, axis), tree)
     traffic.record("reduce-scatter", tree, _largest(groups))
     traffic.record("all-gather", tree, _largest(groups))
     return on_flat(lambda x: _group_reduce(x, axis, groups, "sum"), tree)
@@ -88,7 +86,7 @@ def mean(
         return w if same else jax.tree.map(lambda _: w, tree)
 
     weight = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weight)
-    terms = jax.tree.map(lambda x, w: jnp.where(w == 0, 0, w * _wide(x)), tree, each_leaf(weight))
+    terms = jax.tree.map(lambda x, w: jnp.where(w == 0, 0, w * wide(x)), tree, each_leaf(weight))
     terms, total = sum((terms, weight), axis, groups)
     average = lambda s, t, x: (s / t).astype(x.dtype)
     return jax.tree.map(average, terms, each_leaf(total), tree), total
@@ -133,7 +131,7 @@ def gather_scalars(x: jax.Array, axis: Axis) -> jax.Array:
     """Every worker's scalar, `[W]`, in the order of the workers."""
     traffic.record("all-reduce", jnp.broadcast_to(x, (size(axis),)), size(axis))
     slots = jnp.where(jnp.arange(size(axis)) == index(axis), x, jnp.zeros_like(x))
-    return _vary(lax.psum(slots, axis), x)
+    return vary(lax.psum(slots, axis), x)
 
 
 def all_gather(tree: Tree, axis: Axis) -> Tree:
@@ -214,9 +212,9 @@ def when(
 
     def branch(*args):
         with traffic.only_when(due):
-            return _vary(then(*args), operands)
+            return vary(then(*args), operands)
 
-    return lax.cond(due(step), branch, lambda *args: _vary(otherwise(*args), operands), *operands)
+    return lax.cond(due(step), branch, lambda *args: vary(otherwise(*args), operands), *operands)
 
 
 def _extreme(tree: Tree, axis: Axis, groups: Groups | None) -> Tree:
@@ -224,7 +222,7 @@ def _extreme(tree: Tree, axis: Axis, groups: Groups | None) -> Tree:
     members = size(axis) if groups is None else _largest(groups)
     traffic.record("all-reduce", tree, members)
     if groups is None:
-        return _vary(lax.pmax(tree, axis), tree)
+        return vary(lax.pmax(tree, axis), tree)
     return jax.tree.map(lambda x: _group_reduce(x, axis, groups, "max"), tree)
 
 
@@ -236,11 +234,11 @@ def _group_reduce(x: jax.Array, axis: Axis, groups: Groups, op: str) -> jax.Arra
     """The sum or the maximum of a flat array over this worker's group."""
     on_mesh = _on_mesh(axis)
     if on_mesh and op == "max":
-        return _vary(lax.pmax(x, axis, axis_index_groups=groups), x)
+        return vary(lax.pmax(x, axis, axis_index_groups=groups), x)
     if on_mesh:  # a sum in groups is not offered where varying types are checked; its halves are
         padded = jnp.pad(x, (0, -x.size % len(groups[0])))
         part = lax.psum_scatter(padded, axis, axis_index_groups=groups, tiled=True)
-        return _vary(lax.all_gather(part, axis, axis_index_groups=groups, tiled=True)[: x.size], x)
+        return vary(lax.all_gather(part, axis, axis_index_groups=groups, tiled=True)[: x.size], x)
 
     reduce, neutral = (lax.psum, 0) if op == "sum" else (lax.pmax, _lowest(x.dtype))
     group_of = np.zeros(size(axis), np.int32)
@@ -275,93 +273,12 @@ def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     stays = (source >= 0) & (source // size(inner) == np.arange(len(source))[:, None])
     at = jnp.asarray(np.where(stays, source % size(inner), 0))[here, slot]
     received = jnp.where(jnp.asarray(stays)[here, slot], rows[at], jnp.zeros_like(x))
-    for pairs, send, receive in _rounds(np.where(stays, -1, source)):
+    for pairs, send, receive in moves.rounds(np.where(stays, -1, source)):
         row = lax.ppermute(rows[jnp.asarray(send)[here]], outer, pairs)
         received = jnp.where(jnp.asarray(receive)[here] == slot, row, received)
     return received
 
 
-def _rounds(source: np.ndarray) -> list[tuple[list[tuple[int, int]], np.ndarray, np.ndarray]]:
-    """Splits moves between n devices into rounds in which each sends and receives at most one row.
-
-    `source[b, slot]` is the worker whose row moves to that slot of device b, -1 for none. The moves
-    are the edges of a bipartite multigraph of sending and receiving devices; empty moves make it
-    regular, of the largest degree, and then it is a union of as many perfect matchings (Koenig). A
-    round is (device pairs, the slot that each device sends, the slot in which each receives or -1).
-    """
-    num, k = source.shape
-    moves = collections.defaultdict(list)
-    counts = np.zeros((num, num), int)
-    for b, slot in np.argwhere(source >= 0):
-        a = source[b, slot] // k
-        moves[a, b].append((source[b, slot] % k, slot))
-        counts[a, b] += 1
-    degree = np.append(counts.sum(0), counts.sum(1)).max()
-    for a, b in np.ndindex(num, num):
-        counts[a, b] += np.minimum(degree - counts[a].sum(), degree - counts[:, b].sum())
-    rounds = []
-    for _ in range(degree):
-        target = maximum_bipartite_matching(csr_array(counts), perm_type="column")
-        pairs, send, receive = [], np.zeros(num, int), np.full(num, -1)
-        for a, b in enumerate(target):
-            counts[a, b] -= 1
-            if moves[a, b]:
-                send[a], receive[b] = moves[a, b].pop()
-                pairs.append((a, int(b)))
-        rounds.append((pairs, send, receive))
-    return rounds
-
-
-def on_flat(fn: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
-    """Applies `fn` to the tree as one flat array `[n]` for each type of its leaves.
-
-    What `fn` returns may have further axes in front: `[..., n]`; the leaves then have them too.
-    """
-    leaves, treedef = jax.tree.flatten(tree)
-    out = list(leaves)
-    for dtype in sorted({x.dtype for x in leaves}, key=str):
-        at = [i for i, x in enumerate(leaves) if x.dtype == dtype]
-        flat = fn(_join([leaves[i].ravel() for i in at]))
-        parts = jnp.split(flat, np.cumsum([leaves[i].size for i in at])[:-1], axis=-1)
-        for i, part in zip(at, parts, strict=True):
-            out[i] = part.reshape(*part.shape[:-1], *leaves[i].shape)
-    return treedef.unflatten(out)
-
-
 def _on_mesh(axis: Axis) -> bool:
     """Whether the axis is one of devices, and not (or not only) of a `vmap`."""
     return isinstance(axis, str) and axis in jax.sharding.get_abstract_mesh().manual_axes
-
-
-def _join(parts: Sequence[jax.Array]) -> jax.Array:
-    """The concatenation of flat arrays, as writes into one.
-
-    Fused with what makes its operands, a concatenation is many times slower on CPU. Under `vmap`
-    (where nothing varies over a mesh axis) the writes are the slower of the two.
-    """
-    if not _varying(parts[0]):
-        return jnp.concatenate(parts)
-    out, at = _vary(jnp.zeros(np.sum([x.size for x in parts]), parts[0].dtype), parts), 0
-    for x in parts:
-        out, at = lax.dynamic_update_slice(out, x, (at,)), at + x.size
-    return out
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _vary(tree: Tree, like: Tree) -> Tree:
-    """Casts `tree` to vary over the mesh axes over which `like` varies (see `jax.lax.pcast`)."""
-    wanted = frozenset().union(*(_varying(x) for x in jax.tree.leaves(like)))
-
-    def one(x):
-        missing = tuple(sorted(wanted - _varying(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(one, tree)
-
-
-def _varying(x: Any) -> frozenset[str]:
-    kind = getattr(jax.typeof(x), "manual_axis_type", None)
-    return kind.varying if kind is not None else frozenset()

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdist.trees import wide
+
 Tree = Any
 
 
@@ -67,7 +69,7 @@ def mean(tree: Tree) -> Tree:
 
     def one(x):
         rows = ok.reshape(-1, *[1] * (x.ndim - 1))
-        total = jnp.where(rows, _wide(x), 0).sum(0)
+        total = jnp.where(rows, wide(x), 0).sum(0)
         return (total / ok.sum()).astype(x.dtype)
 
     return jax.tree.map(one, tree)
@@ -82,7 +84,7 @@ def consensus_distance(tree: Tree) -> jax.Array:
 
     def one(x):
         rows = ok.reshape(-1, *[1] * (x.ndim - 1))
-        x = jnp.where(rows, _wide(x), 0)
+        x = jnp.where(rows, wide(x), 0)
         center = x.sum(0, keepdims=True) / ok.sum()
         return jnp.where(rows, jnp.square(x - center), 0).sum()
 
@@ -107,7 +109,3 @@ def resize(tree: Tree, num: int) -> Tree:
         return jax.tree.map(lambda x: x[:num], tree)
     new = replicate(mean(tree), extra)
     return jax.tree.map(lambda x, m: jnp.concatenate([x, m]), tree, new)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxdist import collectives
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor, make
+from jaxdist.trees import wide
 
 Tree = Any
 
@@ -195,8 +196,3 @@ class Leader:
         known = jax.tree.map(jnp.add, memory.reference, change)
         found = jax.tree.map(lambda k, x: k.astype(x.dtype), known, tree)
         return found, leader, memory._replace(reference=known, state=state)
-
-
-def wide(tree: Tree) -> Tree:
-    """The tree in float32 or wider."""
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)

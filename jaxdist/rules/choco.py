@@ -13,9 +13,9 @@ from jaxdist import collectives, compression
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import wide
 from jaxdist.rules import base, mixing
 from jaxdist.topology import Topology
+from jaxdist.trees import wide
 
 COPIES = ("own", "neighbour")
 

@@ -9,8 +9,9 @@ import optax
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Wire, wide
+from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
+from jaxdist.trees import wide
 
 
 class NolocoState(NamedTuple):

@@ -13,9 +13,10 @@ from jaxdist import collectives
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Wire, wide
+from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
 from jaxdist.topology import Topology
+from jaxdist.trees import wide
 
 
 class PushSumState(NamedTuple):

@@ -9,8 +9,9 @@ import optax
 
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means, wide
+from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
+from jaxdist.trees import wide
 
 
 class StreamingState(NamedTuple):
