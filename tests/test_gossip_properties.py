@@ -437,6 +437,11 @@ def test_wrong_arguments_are_named(rule, hyper, message):
 SPLIT = Topology.from_graph(nx.Graph([(0, 1), (2, 3), (4, 5)]))
 UNEVEN = Topology.from_graph(nx.path_graph(W), weights="uniform")
 ONE_WAY = Topology.from_graph(nx.path_graph(W, create_using=nx.DiGraph))
+AROUND = np.roll(np.eye(W), 1, 0)  # all that worker i has goes to i + 1
+SWAPS = Topology.from_graph(nx.cycle_graph(W), weights=(AROUND + AROUND.T) / 2)
+CAROUSEL = Topology.from_graph(
+    nx.cycle_graph(W, create_using=nx.DiGraph), weights=AROUND, name="carousel"
+)
 
 
 @pytest.mark.parametrize(
@@ -454,6 +459,8 @@ ONE_WAY = Topology.from_graph(nx.path_graph(W, create_using=nx.DiGraph))
         ("al_dsgd", {"topologies": GRAPH, "value": None}, r"al_dsgd needs value"),
         ("sgp", {"topology": UNEVEN}, r"'graph' with columns that do not sum to 1; sgp"),
         ("sgp", {"topology": ONE_WAY}, r"not connected"),
+        ("dpsgd", {"topology": SWAPS}, r"leave 1 of the distance from the mean; .* less than 1"),
+        ("sgp", {"topology": CAROUSEL}, r"'carousel', which leave 1 of the distance"),
         ("choco", {"topology": "ring, star"}, r"2 graphs that take turns; .*'neighbour'"),
         ("choco", {"compress": "top_k(k=4)"}, r"k is 4, but the leaf params has 3 elements"),
         ("local_sgd", {"compress": "top_k(k=4)", "period": 1}, r"k is 4, but the leaf params"),

@@ -161,7 +161,7 @@ def al_dsgd(
         return act
 
     def syncs(num):
-        graphs = mixing.undirected("al_dsgd", "topologies", topologies, num)
+        graphs = mixing.undirected("al_dsgd", "topologies", topologies, num, own_weights=budget < 1)
         gap = mixing.gap(graphs)
         return [
             (mixing.turn(period, number, len(graphs)), act_on(graph, gap))

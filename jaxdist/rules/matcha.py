@@ -60,7 +60,7 @@ def matcha(
     wire = Wire(compress, "matcha")
 
     def syncs(num):
-        graphs = mixing.undirected("matcha", "topology", topology, num)
+        graphs = mixing.undirected("matcha", "topology", topology, num, own_weights=True)
 
         def act_on(graph):
             activated = Activated(graph, budget, period, seed)

@@ -57,12 +57,21 @@ def gap_of_draws(graphs: Sequence[Topology]) -> float:
     return 1 - np.linalg.norm(squares - 1 / len(squares), 2) ** 0.5
 
 
-def undirected(rule: str, argument: str, spec: Graphs, num: int) -> tuple[Topology, ...]:
+def undirected(
+    rule: str, argument: str, spec: Graphs, num: int, *, own_weights: bool = False
+) -> tuple[Topology, ...]:
     """The graphs of a specification, all with symmetric weights whose rows sum to 1.
 
+    Args:
+        rule: who asks, and
+        argument: by which argument, for the errors.
+        spec: see `topology.make`.
+        num: the number of workers.
+        own_weights: whether the rule has weights of its own.
+
     Raises:
-        ValueError: if a graph is directed, weights are not symmetric, or not even the union of the
-            graphs is connected.
+        ValueError: if a graph is directed, weights are not symmetric, not even the union of the
+            graphs is connected, or mixing with their weights does not bring workers closer.
     """
     graphs = topology.make(spec, num)
     for graph in graphs:
@@ -71,13 +80,24 @@ def undirected(rule: str, argument: str, spec: Graphs, num: int) -> tuple[Topolo
                 f"{argument} has the directed graph {graph.name!r}; {rule} needs undirected ones: "
                 f"use sgp, or one_peer_exponential"
             )
-        if not graph.symmetric:
+        if not (own_weights or graph.symmetric):
             raise ValueError(
                 f"{argument} has {graph.name!r} with weights that are not symmetric; {rule} needs "
                 f"symmetric ones, as weights='metropolis'"
             )
     topology.check_connected(graphs)
+    if not own_weights:
+        check_contracts(argument, graphs, topology.contraction(graphs))
     return graphs
+
+
+def check_contracts(argument: str, graphs: Sequence[Topology], factor: float) -> None:
+    """Raises a ValueError unless what a turn of the graphs leaves of distances is below 1."""
+    if factor > 1 - 1e-9:
+        raise ValueError(
+            f"{argument} has {', '.join(repr(graph.name) for graph in graphs)}, which leave "
+            f"{factor:.6g} of the distance from the mean; their weights must leave less than 1"
+        )
 
 
 def turn(period: int, number: int, length: int) -> Due | None:

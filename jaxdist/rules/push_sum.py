@@ -119,6 +119,7 @@ def sgp(
                 )
         graphs_of.check_connected(graphs)
         gap = _gap(graphs)
+        mixing.check_contracts("topology", graphs, 1 - gap)
         return [
             (mixing.turn(period, number, len(graphs)), act_on(graph, gap))
             for number, graph in enumerate(graphs)
