@@ -172,6 +172,22 @@ def imagenet(model: str, rule: str, **options) -> Config:
     )
 
 
+def transformer(rule: str, **options) -> Config:
+    """A small Transformer: 8 workers predict the next grey value of the bundled digits."""
+    return Config(
+        data=component("data", "digit_sequences"),
+        model=component("model", "transformer", width=64, depth=2),
+        rule=component("rule", rule, **options),
+        optimizer=component("optimizer", "adamw"),
+        schedule=component("schedule", "cosine", warmup=0.1),
+        workers=8,
+        batch_size=16,
+        learning_rate=3e-3,
+        epochs=20,
+        eval_every=44,
+    )
+
+
 def _sgd(rule: str, **options) -> Component:
     """Nesterov momentum 0.9, or plain SGD for the rule that has a momentum of its own."""
     return component("optimizer", "sgd", momentum=0.0 if rule == "eamsgd" else 0.9, **options)
