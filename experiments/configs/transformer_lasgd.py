@@ -1,4 +1,4 @@
-"""LASGD (reconstructed) on a small Transformer: 8 workers predict the next grey value of the bundled digits.
+"""LASGD (reconstructed) on a small Transformer: 8 workers, next grey value of the digits.
 
 Command:   python -m experiments.train --config transformer_lasgd --workdir runs/transformer_lasgd
 Hardware:  2 CPU cores

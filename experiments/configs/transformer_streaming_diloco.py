@@ -1,4 +1,4 @@
-"""Streaming DiLoCo on a small Transformer: 8 workers predict the next grey value of the bundled digits.
+"""Streaming DiLoCo on a small Transformer: 8 workers, next grey value of the digits.
 
 Command:   python -m experiments.train --config transformer_streaming_diloco --workdir
            runs/transformer_streaming_diloco
