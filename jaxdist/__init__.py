@@ -1,12 +1,13 @@
 """Distributed training rules for JAX, as optax gradient transformations."""
 
-from jaxdist import collectives, compression, rules, stacked, topology, traffic
+from jaxdist import clock, collectives, compression, rules, stacked, topology, traffic
 from jaxdist._version import __version__
 from jaxdist.workers import Workers
 
 __all__ = [
     "Workers",
     "__version__",
+    "clock",
     "collectives",
     "compression",
     "rules",

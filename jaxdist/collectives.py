@@ -56,8 +56,8 @@ def sum(tree: Tree, axis: Axis, groups: Groups | None = None) -> Tree:
     if groups is None:
         traffic.record("all-reduce", tree, size(axis))
         return vary(lax.psum(tree, axis), tree)
-    traffic.record("reduce-scatter", tree, _largest(groups))
-    traffic.record("all-gather", tree, _largest(groups))
+    for kind in ("reduce-scatter", "all-gather"):
+        traffic.record(kind, tree, _largest(groups), groups=groups)
     return on_flat(lambda x: _group_reduce(x, axis, groups, "sum"), tree)
 
 
@@ -220,7 +220,7 @@ def when(
 def _extreme(tree: Tree, axis: Axis, groups: Groups | None) -> Tree:
     """The elementwise maximum, of floating-point or integer leaves."""
     members = size(axis) if groups is None else _largest(groups)
-    traffic.record("all-reduce", tree, members)
+    traffic.record("all-reduce", tree, members, groups=groups)
     if groups is None:
         return vary(lax.pmax(tree, axis), tree)
     return jax.tree.map(lambda x: _group_reduce(x, axis, groups, "max"), tree)
@@ -264,7 +264,8 @@ def _lowest(dtype: jnp.dtype) -> np.ndarray:
 
 def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     pairs = [(int(s), i) for i, s in enumerate(source) if s >= 0]
-    traffic.record("collective-permute", x, len(source), len([1 for s, i in pairs if s != i]))
+    messages = len([1 for s, i in pairs if s != i])
+    traffic.record("collective-permute", x, len(source), messages, source=source)
     if _on_mesh(axis):
         return lax.ppermute(x, axis, pairs)
     outer, inner = (None, axis) if isinstance(axis, str) else axis

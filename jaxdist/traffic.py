@@ -10,7 +10,7 @@ import contextvars
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,12 +31,17 @@ class Collective:
         bytes: bytes of the full array that is reduced, gathered or moved.
         members: the number of workers that take part.
         messages: of a collective-permute, how many workers send.
+        source: of a traced collective-permute, for each worker the one that it receives from, or
+            -1 for none. Like `groups` it is no part of what makes two collectives equal.
+        groups: the workers that take part together, if they are not all of them.
     """
 
     kind: str
     bytes: int
     members: int
     messages: int = 0
+    source: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+    groups: tuple[tuple[int, ...], ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def sent(self) -> int:
@@ -60,11 +65,22 @@ class _Tally:
 _TALLY: contextvars.ContextVar[_Tally | None] = contextvars.ContextVar("tally", default=None)
 
 
-def record(kind: str, tree: Any, members: int, messages: int = 0) -> None:
+def record(
+    kind: str,
+    tree: Any,
+    members: int,
+    messages: int = 0,
+    *,
+    source: Sequence[int] = (),
+    groups: Sequence[Sequence[int]] | None = None,
+) -> None:
     """Notes a collective over `tree` in the tally that is open, if one is."""
     if (tally := _TALLY.get()) is not None:
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        tally.entries.append((tally.due, Collective(kind, size, members, messages)))
+        source = tuple(int(s) for s in source)
+        groups = tuple(tuple(int(i) for i in group) for group in groups or ())
+        collective = Collective(kind, size, members, messages, source, groups)
+        tally.entries.append((tally.due, collective))
 
 
 @contextlib.contextmanager
@@ -126,20 +142,22 @@ class Traffic:
             _TALLY.reset(token)
         return cls(tuple(tally.entries))
 
+    def due(self, steps: np.ndarray) -> np.ndarray:
+        """Whether each entry runs at each of the steps `[N]`: bool `[entries, N]`."""
+        runs = np.ones((len(self.entries), len(steps)), bool)
+        for row, (due, _) in zip(runs, self.entries, strict=True):
+            for d in due:
+                row &= np.asarray(d(steps))
+        return runs
+
     def at(self, step: int) -> list[Collective]:
         """The collectives that run at `step`."""
         return [c for due, c in self.entries if all(bool(d(np.int64(step))) for d in due)]
 
     def bytes_sent(self, start: int, stop: int) -> int:
         """Bytes that each worker sends in the steps `start <= step < stop`."""
-        steps = np.arange(start, stop)
-        total = 0
-        for due, collective in self.entries:
-            runs = np.ones(len(steps), bool)
-            for d in due:
-                runs &= np.asarray(d(steps))
-            total += int(runs.sum()) * collective.sent
-        return total
+        runs = self.due(np.arange(start, stop)).sum(1)
+        return sum(int(n) * c.sent for n, (_, c) in zip(runs, self.entries, strict=True))
 
 
 _OPERATION = re.compile(

@@ -1,0 +1,33 @@
+"""A deterministic virtual clock: how fast workers are, how long links take, who waits for whom.
+
+Seconds and bytes. `simulate` runs what a rule sends, as `Traffic.of` counts it, on given speeds and
+a given link; nothing is trained.
+"""
+
+from jaxdist.clock.link import Link
+from jaxdist.clock.picture import plot
+from jaxdist.clock.schedule import grants, simulate, simulate_rounds
+from jaxdist.clock.speeds import (
+    Speeds,
+    constant,
+    log_normal,
+    measured,
+    with_pauses,
+    with_stragglers,
+)
+from jaxdist.clock.timeline import Timeline
+
+__all__ = [
+    "Link",
+    "Speeds",
+    "Timeline",
+    "constant",
+    "grants",
+    "log_normal",
+    "measured",
+    "plot",
+    "simulate",
+    "simulate_rounds",
+    "with_pauses",
+    "with_stragglers",
+]
