@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jaxdist.clock.checks import check_above, check_least
+from jaxdist.checks import check_above, check_least
 from jaxdist.traffic import Collective
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxdist.clock.checks import check_integer, check_least
+from jaxdist.checks import check_integer, check_least
 from jaxdist.clock.engine import Exchange, run
 from jaxdist.clock.link import Link
 from jaxdist.clock.speeds import Speeds

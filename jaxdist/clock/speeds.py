@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxdist.clock.checks import check_above, check_integer, check_least
+from jaxdist.checks import check_above, check_integer, check_least
 
 _BLOCK = 1024  # steps whose random numbers are drawn together
 

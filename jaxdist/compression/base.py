@@ -1,5 +1,6 @@
-"""What all compressors share: the interface, the flat bucket, and checks."""
+"""What all compressors share: the interface, the flat bucket, and a check."""
 
+import abc
 import math
 import numbers
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from jaxdist.collectives import Axis
 Tree = Any
 
 
-class Compressor:
+class Compressor(abc.ABC):
     """A way to send a tree of float32 arrays in fewer bytes.
 
     Methods are pure functions of one worker, on trees with leaves of any shapes; only `mean`
@@ -36,10 +37,11 @@ class Compressor:
         del params
         return ()
 
+    @abc.abstractmethod
     def encode(self, tree: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
         """Returns (message, new state); the message is the tree of arrays that is sent."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, message: Tree, like: Tree, step: jax.Array) -> Tree:
         """The float32 tree that a message stands for.
 
@@ -48,7 +50,6 @@ class Compressor:
             like: a tree of arrays or `jax.ShapeDtypeStruct` of the shapes that went in.
             step: the step at which the message was encoded.
         """
-        raise NotImplementedError
 
     def mean(self, tree: Tree, state: Tree, axis: Axis, step: jax.Array) -> tuple[Tree, Tree, Tree]:
         """The uniform mean over all workers of what they sent.
@@ -100,12 +101,6 @@ def pad_last(x: jax.Array, multiple: int) -> jax.Array:
 def part(fraction: float, size: int) -> int:
     """ceil(fraction size), of at least one where there is any; 0.07 of 100 is 7."""
     return min(size, max(1, math.ceil(round(fraction * size, 6))))
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises a ValueError unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
 
 
 def check_fraction(name: str, value: Any) -> None:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import collectives
+from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
-from jaxdist.compression import base
 from jaxdist.compression.base import Compressor, Tree
 
 _dot = functools.partial(jnp.matmul, precision="highest")
@@ -61,8 +61,8 @@ class PowerSGD(Compressor):
     seed: int = 0
 
     def __post_init__(self):
-        base.check_integer("rank", self.rank, 1)
-        base.check_integer("seed", self.seed, 0)
+        check_integer("rank", self.rank, 1)
+        check_integer("seed", self.seed, 0)
         if not isinstance(self.min_rate, numbers.Real) or not self.min_rate >= 1:
             raise ValueError(f"min_rate is {self.min_rate!r}; it must be a number of at least 1")
 

@@ -1,5 +1,6 @@
 """Fewer bits a number: int8 in chunks, and bfloat16."""
 
+import abc
 import dataclasses
 import math
 from typing import ClassVar
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdist import collectives
+from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
 from jaxdist.compression import base
 from jaxdist.compression.base import Compressor, Tree
@@ -26,13 +28,13 @@ class _Quantizer(Compressor):
 
     feedback: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def _pack(self, x: jax.Array) -> Tree:
         """What is sent for x `[..., n]`: arrays of the same leading axes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _unpack(self, message: Tree) -> jax.Array:
         """`[..., n]`, or longer where packing pads."""
-        raise NotImplementedError
 
     def encode(self, tree: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
         del step
@@ -87,7 +89,7 @@ class Int8(_Quantizer):
     chunk: int = 2048
 
     def __post_init__(self):
-        base.check_integer("chunk", self.chunk, 1)
+        check_integer("chunk", self.chunk, 1)
 
     def _pack(self, x: jax.Array) -> Tree:
         chunks = math.ceil(x.shape[-1] / self.chunk)

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxdist import collectives
+from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
 from jaxdist.compression import base
 from jaxdist.compression.base import Compressor, Tree
@@ -55,7 +56,7 @@ class TopK(Compressor):
                 f"k is {self.k} and fraction is {self.fraction}; only one of them may be given"
             )
         if self.k is not None:
-            base.check_integer("k", self.k, 1)
+            check_integer("k", self.k, 1)
         elif self.fraction is None:
             object.__setattr__(self, "fraction", 0.01)
         else:
@@ -131,7 +132,7 @@ class RandomK(Compressor):
 
     def __post_init__(self):
         base.check_fraction("fraction", self.fraction)
-        base.check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0)
 
     def encode(self, tree: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
         return base.flatten(tree)[self._drawn(tree, step)], state

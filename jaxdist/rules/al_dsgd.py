@@ -14,8 +14,9 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
-from jaxdist.rules.matcha import Activated, check_budget
+from jaxdist.rules.matcha import Activated
 from jaxdist.topology import Topology
+from jaxdist.topology.matcha import check_budget
 from jaxdist.trees import wide
 
 VARIANTS = ("paper", "released")
@@ -195,7 +196,8 @@ def _meet(graph, dues, axis, wire, step, x, value, degrees, before=None):
     def visit(met, arrived, sender, weight):
         y = wire.read(arrived[0], own, step)
         here = (sender >= 0) & base.healthy(y)
-        moved = mixing.add(met.moved, y, own, jnp.where(here, weight, 0))
+        apart = jax.tree.map(jnp.subtract, y, own)
+        moved = mixing.add(met.moved, apart, jnp.where(here, weight, 0))
         if before is None:
             loss, degree = arrived[1], degrees[sender]
             better = jnp.isfinite(loss) & _ahead(-loss, sender, -met.loss, met.leader, me)

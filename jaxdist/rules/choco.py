@@ -114,9 +114,9 @@ def choco(
             def visit(total, arrived, sender, weight):
                 q = decode(arrived)
                 weight = jnp.where((sender >= 0) & base.healthy(q), weight, 0)
-                return _more(total, q, weight)
+                return mixing.add(total, q, weight)
 
-            start = _more(state.mixed, own, jnp.asarray(kept)[collectives.index(axis)])
+            start = mixing.add(state.mixed, own, jnp.asarray(kept)[collectives.index(axis)])
             mixed = mixing.fold(visit, start, message, graph, axis, extra.step)
             known = jax.tree.map(jnp.add, state.known, own)
             pull = lambda m, k: consensus_step * (m - k)
@@ -169,7 +169,10 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
                 message, memory = compressor.encode(apart, memory, extra.step)
                 arrived = decode(collectives.permute(message, axis, source))
                 met = (sender >= 0) & base.healthy((arrived, before))
-                mine, theirs = _more(mine, decode(message), met), _more(theirs, arrived, met)
+                mine, theirs = (
+                    mixing.add(mine, decode(message), met),
+                    mixing.add(theirs, arrived, met),
+                )
                 weight = consensus_step * jnp.asarray(weights, jnp.float32)[me]
                 pull = lambda t, m, w=weight, met=met: jnp.where(met, w * (t - m), 0)
                 x = mixing.plus(x, jax.tree.map(pull, theirs, mine))
@@ -209,7 +212,3 @@ def _slots(graphs):
         for i, j in pairs:
             slot_of[i, j] = slot_of[j, i] = slot
     return slot_of, max(1, len(colours))
-
-
-def _more(total, q, weight):
-    return jax.tree.map(lambda t, q: t + jnp.where(weight == 0, 0, weight * q), total, q)

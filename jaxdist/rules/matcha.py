@@ -12,7 +12,7 @@ from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
 from jaxdist.topology import Topology
-from jaxdist.topology.matcha import activation
+from jaxdist.topology.matcha import activation, check_budget
 
 
 def matcha(
@@ -111,9 +111,3 @@ class Activated:
         """The number of neighbours that each worker hears from at a step: float32 `[W]`."""
         flags = jnp.stack([number(step) for _, number in self._active])
         return flags @ jnp.asarray(self._linked, jnp.float32)
-
-
-def check_budget(budget: float) -> None:
-    """Raises a ValueError unless `budget` is in (0, 1]."""
-    if not (np.ndim(budget) == 0 and 0 < budget <= 1):
-        raise ValueError(f"budget is {budget}; it must be a number in (0, 1]")

@@ -199,16 +199,16 @@ def mix(
 
     def visit(total, arrived, sender, weight):
         y = wire.read(arrived, own, step)
-        return add(total, y, own, jnp.where((sender >= 0) & base.healthy(y), weight, 0))
+        weight = jnp.where((sender >= 0) & base.healthy(y), weight, 0)
+        return add(total, jax.tree.map(jnp.subtract, y, own), weight)
 
     moved = fold(visit, jax.tree.map(jnp.zeros_like, own), message, graph, axis, step, active)
     return plus(x, moved)
 
 
-def add(total: Tree, y: Tree, own: Tree, weight: jax.Array) -> Tree:
-    """Returns total + weight (y - own), and total where the weight is 0, whatever y is."""
-    one = lambda s, a, b: s + jnp.where(weight == 0, 0, weight * (a - b))
-    return jax.tree.map(one, total, y, own)
+def add(total: Tree, y: Tree, weight: jax.Array) -> Tree:
+    """Returns total + weight y, and total where the weight is 0, whatever y is."""
+    return jax.tree.map(lambda s, y: s + jnp.where(weight == 0, 0, weight * y), total, y)
 
 
 def plus(x: Tree, moved: Tree) -> Tree:

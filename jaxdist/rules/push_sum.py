@@ -96,8 +96,7 @@ def sgp(
             def visit(total, arrived, sender, share):
                 y, weight = wire.read(arrived[0], own, extra.step), arrived[1]
                 share = jnp.where((sender >= 0) & base.healthy(y), share, 0)
-                more = lambda s, y: s + jnp.where(share == 0, 0, share * y)
-                return jax.tree.map(more, total, (y, weight))
+                return mixing.add(total, (y, weight), share)
 
             rest = jax.tree.map(lambda x, q: x - (1 - keeps) * q, x, own)
             start = rest, keeps * state.weight

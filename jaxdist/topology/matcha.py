@@ -48,8 +48,7 @@ def activation(topology: Topology, budget: float) -> tuple[np.ndarray, float, fl
         Both programs read in code: JYWa/MATCHA graph_manager.py, which solves them with cvxpy. The
         cutting planes and the search here are our own, to 1e-7 in lambda_2.
     """
-    if not isinstance(budget, int | float | np.number) or not 0 < budget <= 1:
-        raise ValueError(f"budget is {budget!r}; it must be a number in (0, 1]")
+    check_budget(budget)
     if topology.directed:
         raise ValueError(f"topology {topology.name!r} is directed; matcha needs an undirected one")
     num, basis = topology.num_workers, _within(topology)
@@ -72,6 +71,12 @@ def activation(topology: Topology, budget: float) -> tuple[np.ndarray, float, fl
         ).x
     connected = basis.shape[1] == num - 1
     return p, float(a), float(np.sqrt(max(norm(a), 0))) if connected else 1.0
+
+
+def check_budget(budget: float) -> None:
+    """Raises a ValueError unless `budget` is a number in (0, 1]."""
+    if not isinstance(budget, int | float | np.number) or not 0 < budget <= 1:
+        raise ValueError(f"budget is {budget!r}; it must be a number in (0, 1]")
 
 
 def _probabilities(parts, total):

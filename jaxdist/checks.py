@@ -1,4 +1,4 @@
-"""What the clock asks of its numbers."""
+"""What is asked of numbers that are given as arguments."""
 
 import numbers
 from typing import Any
