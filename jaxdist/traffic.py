@@ -60,6 +60,7 @@ class Collective:
 class _Tally:
     due: tuple[Due, ...] = ()
     entries: list[tuple[tuple[Due, ...], Collective]] = dataclasses.field(default_factory=list)
+    conditions: list[tuple[Due, ...]] = dataclasses.field(default_factory=list)
 
 
 _TALLY: contextvars.ContextVar[_Tally | None] = contextvars.ContextVar("tally", default=None)
@@ -84,10 +85,11 @@ def record(
 
 
 @contextlib.contextmanager
-def only_when(due: Due) -> Iterator[None]:
-    """What is recorded inside runs only on the steps for which `due` holds."""
+def only_when(*due: Due) -> Iterator[None]:
+    """What is recorded inside runs only on the steps for which `due`, if given, holds."""
     tally = _TALLY.get() or _Tally()
-    before, tally.due = tally.due, (*tally.due, due)
+    before, tally.due = tally.due, (*tally.due, *due)
+    tally.conditions.append(tally.due)
     try:
         yield
     finally:
@@ -97,6 +99,11 @@ def only_when(due: Due) -> Iterator[None]:
 @dataclasses.dataclass(frozen=True)
 class Traffic:
     """What a transformation sends at every step.
+
+    Attributes:
+        entries: each collective, and the conditions under which it runs.
+        conditions: every condition of the transformation, sent or not: what was launched earlier
+            and is used at a step has one too.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxdist
@@ -109,10 +116,17 @@ class Traffic:
     """
 
     entries: tuple[tuple[tuple[Due, ...], Collective], ...]
+    conditions: tuple[tuple[Due, ...], ...] = ()
 
     @classmethod
     def of(
-        cls, tx: optax.GradientTransformation, params: Any, num_workers: int, **extra
+        cls,
+        tx: optax.GradientTransformation,
+        params: Any,
+        num_workers: int,
+        *,
+        only: Sequence[str] | None = None,
+        **extra,
     ) -> "Traffic":
         """Traces `tx.update` once, abstractly, on `num_workers` workers.
 
@@ -121,6 +135,7 @@ class Traffic:
                 pair `("worker", "local")`).
             params: one worker's parameters: arrays or `jax.ShapeDtypeStruct`.
             num_workers: W.
+            only: the parts of rules to look at, as in `rules.base.rule`; None for all.
             **extra: further extra arguments of one worker that the transformation needs; `step`,
                 `value`, `grad` and `probe_grad` are given already.
         """
@@ -128,6 +143,7 @@ class Traffic:
 
         def one(step, params, extra):
             kwargs = {"value": jnp.float32(0), "grad": params, "probe_grad": params} | extra
+            kwargs |= {} if only is None else {"only": only}
             return tx.update(params, tx.init(params), params, step=step, **kwargs)
 
         stacked = jax.tree.map(
@@ -140,15 +156,21 @@ class Traffic:
             jax.eval_shape(outer, jax.ShapeDtypeStruct((), jnp.int32), *stacked)
         finally:
             _TALLY.reset(token)
-        return cls(tuple(tally.entries))
+        return cls(tuple(tally.entries), tuple(tally.conditions))
 
     def due(self, steps: np.ndarray) -> np.ndarray:
         """Whether each entry runs at each of the steps `[N]`: bool `[entries, N]`."""
-        runs = np.ones((len(self.entries), len(steps)), bool)
-        for row, (due, _) in zip(runs, self.entries, strict=True):
-            for d in due:
-                row &= np.asarray(d(steps))
-        return runs
+        return _hold([due for due, _ in self.entries], steps)
+
+    def pattern(self, steps: np.ndarray) -> np.ndarray:
+        """Whether each condition holds at each of the steps `[N]`: bool `[conditions, N]`."""
+        return _hold(self.conditions, steps)
+
+    @property
+    def delayed(self) -> bool:
+        """Whether something is done at a sync without sending: with what was launched earlier."""
+        sends = lambda condition: any(due[: len(condition)] == condition for due, _ in self.entries)
+        return not all(map(sends, self.conditions))
 
     def at(self, step: int) -> list[Collective]:
         """The collectives that run at `step`."""
@@ -158,6 +180,15 @@ class Traffic:
         """Bytes that each worker sends in the steps `start <= step < stop`."""
         runs = self.due(np.arange(start, stop)).sum(1)
         return sum(int(n) * c.sent for n, (_, c) in zip(runs, self.entries, strict=True))
+
+
+def _hold(conditions: Sequence[tuple[Due, ...]], steps: np.ndarray) -> np.ndarray:
+    """Whether all parts of each condition hold at each step."""
+    found = np.ones((len(conditions), len(steps)), bool)
+    for row, condition in zip(found, conditions, strict=True):
+        for due in condition:
+            row &= np.asarray(due(steps))
+    return found
 
 
 _OPERATION = re.compile(

@@ -35,6 +35,32 @@ def diloco(x0, period, outer_lr=0.7, momentum=0.9):
             x = _on_all(x, theta)
 
 
+def decoupled(x0, period, arrived=None, quorum=1, tokens=None, outer_lr=0.7, momentum=0.9):
+    """`arrived`: rounds x workers, used in turn; `tokens`: of each worker's local step."""
+    x, theta, num = x0, _mean(x0), len(x0[0])
+    m = [np.zeros_like(c) for c in theta]
+    table = [[True] * num] if arrived is None else arrived
+    tokens = [1] * num if tokens is None else tokens
+    steps = [0] * num  # n_i: since worker i's last merge
+    for t in count():
+        x, *_ = yield x
+        steps = [n + 1 for n in steps]
+        if (t + 1) % period != 0:
+            continue
+        row = table[((t + 1) // period - 1) % len(table)]
+        finite = [all(np.isfinite(leaf[i]).all() for leaf in x) for i in range(num)]
+        merged = [i for i in range(num) if row[i] and finite[i]]
+        if len(merged) < quorum:
+            continue
+        weight = {i: (tokens[i] * steps[i]) ** 2 / steps[i] for i in merged}
+        x = [leaf.copy() for leaf in x]
+        for k, leaf in enumerate(x):
+            apart = sum(weight[i] * (theta[k] - leaf[i]) for i in merged) / sum(weight.values())
+            theta[k], m[k] = _nesterov(theta[k], m[k], apart, outer_lr, momentum)
+            leaf[merged] = theta[k]
+        steps = [0 if i in merged else n for i, n in enumerate(steps)]
+
+
 def slowmo(x0, period, outer_lr=1.0, momentum=0.5):
     x, theta = x0, _mean(x0)
     m = [np.zeros_like(c) for c in theta]
@@ -68,22 +94,26 @@ def streaming_diloco(x0, period, groups, delay, mix, outer_lr, momentum):
 
 
 def lasgd(x0, period, delay, apply="delta", mix=0.5):
-    x = x0
-    launched = {}  # the step at which it is applied -> (snapshots, their mean)
+    """`delay`: steps, the same for all, or launches x workers, used in turn."""
+    x, num = x0, len(x0[0])
+    table = np.asarray(delay) if np.ndim(delay) else np.full((1, num), delay)
+    launched = {}  # (the step at which it is applied, worker) -> (snapshots, their mean)
 
     def arrive(t, x):
-        if t not in launched:
-            return x
-        snapshot, mean = launched.pop(t)
-        if apply == "delta":
-            return [a + c - s for a, c, s in zip(x, mean, snapshot, strict=True)]
-        return [mix * a + (1 - mix) * c for a, c in zip(x, mean, strict=True)]
+        x = [leaf.copy() for leaf in x]
+        for i in range(num):
+            if (t, i) in launched:
+                snapshot, mean = launched.pop((t, i))
+                for a, c, s in zip(x, mean, snapshot, strict=True):
+                    a[i] = a[i] + c - s[i] if apply == "delta" else mix * a[i] + (1 - mix) * c
+        return x
 
     for t in count():
         x, *_ = yield x
         x = arrive(t, x)
         if (t + 1) % period == 0:
-            launched[t + delay] = x, _mean(x)
+            row = table[((t + 1) // period - 1) % len(table)]
+            launched |= {(t + row[i], i): (x, _mean(x)) for i in range(num)}
         x = arrive(t, x)  # with delay 0
 
 

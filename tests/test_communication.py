@@ -64,12 +64,20 @@ CASES = {
     "diloco": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
     "slowmo": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
     "lasgd": ({"period": PERIOD, "delay": 2}, [("all-reduce", MODEL + SCALAR, W)]),
+    "lasgd delays": (
+        {"period": PERIOD, "delay": [[1, 2, 3, 4] * 2, [2] * W]},
+        [("all-reduce", MODEL + SCALAR, W)],
+    ),
     "cocod": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
     "dasgd": ({"period": PERIOD, "delay": 2}, [("all-reduce", MODEL + SCALAR, W)]),
     "overlap_local_sgd": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
     "streaming_diloco": (  # the second of two fragments is one number
         {"period": 2 * PERIOD, "fragments": 2, "delay": 1},
         [("all-reduce", 2 * SCALAR, W)],
+    ),
+    "decoupled": (  # the weight and the count of those who arrived
+        {"period": PERIOD, "arrived": [[True] * 6 + [False] * 2], "quorum": 3},
+        [("all-reduce", MODEL + 2 * SCALAR, W)],
     ),
     "dpsgd": ({"period": PERIOD}, permutes(RING, MODEL)),
     "dpsgd star": ({"period": PERIOD, "topology": "star"}, permutes(STAR, MODEL)),

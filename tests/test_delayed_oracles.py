@@ -50,6 +50,70 @@ def test_delayed_mix_golden_vector():
     assert_same(got, [column(0, 1), column(0, 2), column(1, 4)])
 
 
+DELAYS = [[1, 2], [2, 1]]
+
+
+def test_delta_rule_with_delays_of_each_worker_golden_vector():
+    """Launched [0, 4], [4, 6], [3, 2]: means 2, 5, 2.5 and deltas [2, -2], [1, -1], [-.5, .5]."""
+    afters = [
+        column(1, 3),
+        column(0, 4),
+        column(1, 5),  # worker 0: + 2
+        column(4, 8),  # worker 1: - 2, and the second launch
+        column(0, 2),  # worker 1: - 1
+        column(2, 2),  # worker 0: + 1, and the third launch
+        column(0, 0),  # with the first row again: worker 0: - .5
+    ]
+    got = play(oracles.lasgd, column(0, 0), afters, period=2, delay=DELAYS)
+    want = [(1, 3), (0, 4), (3, 5), (4, 6), (0, 1), (3, 2), (-0.5, 0)]
+    assert_same(got, [column(*x) for x in want])
+
+
+def test_delayed_mix_with_delays_of_each_worker_golden_vector():
+    """Launched [0, 4] and [4, 4]: means 2 and 4; x / 4 + 1.5 and x / 4 + 3."""
+    afters = [column(1, 3), column(0, 4), column(2, 5), column(4, 10), column(0, 0), column(4, 0)]
+    hyper = {"delay": DELAYS, "apply": "mix", "mix": 0.25}
+    got = play(oracles.lasgd, column(0, 0), afters, period=2, **hyper)
+    want = [(1, 3), (0, 4), (2, 5), (4, 4), (0, 3), (4, 0)]
+    assert_same(got, [column(*x) for x in want])
+
+
+def test_decoupled_golden_vector():
+    """Worker 1 misses the first merge: 4 steps against 2 at the second, weights 4 and 2."""
+    afters = [column(1, 1), column(2, 5), column(3, 6), column(5, 8)]
+    hyper = {"period": 2, "arrived": [[True, False], [True, True]]}
+    local_sgd = {"outer_lr": 1.0, "momentum": 0.0}
+    got = play(oracles.decoupled, column(0, 0), afters, **hyper, **local_sgd)
+    assert_same(got, [column(1, 1), column(2, 5), column(3, 6), column(7, 7)])  # (2 5 + 4 8) / 6
+    got = play(oracles.decoupled, column(0, 0), afters, **hyper, **local_sgd, tokens=[2, 1])
+    assert_same(got[3:], [column(6, 6)])  # weights 2 2 2 and 4: (8 5 + 4 8) / 12
+    # m = -2, theta = 0 - .5 (-2 - 1) = 1.5; D = (2 (1.5 - 5) + 4 (1.5 - 8)) / 6 = -5.5,
+    # m = -1 - 5.5, theta = 1.5 - .5 (-5.5 - 3.25)
+    got = play(oracles.decoupled, column(0, 0), afters, **hyper, outer_lr=0.5, momentum=0.5)
+    assert_same(got, [column(1, 1), column(1.5, 5), column(3, 6), column(5.875, 5.875)])
+
+
+def test_decoupled_waits_for_its_quorum():
+    """Nothing is merged, nor forgotten, at the first and last sync; the third: 1 and 3 steps."""
+    arrived = [[True, False, False], [True, True, False], [False, True, True]]
+    hyper = {"arrived": arrived, "quorum": 2, "outer_lr": 1.0, "momentum": 0.0}
+    afters = [column(1, 2, 3), column(2, 4, 6), column(1, 2, 6), column(5, 9, 9)]
+    got = play(oracles.decoupled, column(0, 0, 0), afters, period=1, **hyper)
+    want = [(1, 2, 3), (3, 3, 6), (1, 5, 5), (5, 9, 9)]  # (1 2 + 3 6) / 4 = 5
+    assert_same(got, [column(*x) for x in want])
+    got = play(oracles.decoupled, column(0, 0, 0), afters, period=1, **hyper | {"arrived": None})
+    assert_same(got, [column(*[x.mean()] * 3) for x in afters])
+
+
+def test_decoupled_leaves_out_who_is_not_finite():
+    """One of three at first, then two, so that the quorum is not met; then 2, 2 and 3 steps."""
+    hyper = {"quorum": 2, "outer_lr": 1.0, "momentum": 0.0}
+    afters = [column(1, 3, np.nan), column(np.inf, 3, np.nan), column(1, 2, 6)]
+    got = play(oracles.decoupled, column(0, 0, 0), afters, period=1, **hyper)
+    want = [column(2, 2, np.nan), afters[1], column(*[(2 * 1 + 2 * 2 + 3 * 6) / 7] * 3)]
+    assert_same(got, want)
+
+
 def test_slowmo_golden_vector():
     """The first sync makes m = lr u = [.05, 0] and x = [1, 1], from which the vector goes on."""
     means = [[1, 1], [0.8, 1.2], [0.7, 1.0]]
@@ -127,6 +191,20 @@ def test_delay_of_a_period_is_cocod():
     assert_same(trajectory(oracles.lasgd, period=3, delay=3), want)
 
 
+@pytest.mark.parametrize("apply", ["delta", "mix"])
+def test_delays_that_are_the_same_for_all_are_one_delay(apply):
+    want = trajectory(oracles.lasgd, period=3, delay=2, apply=apply)
+    table = np.full((2, WORKERS), 2)
+    assert_same(trajectory(oracles.lasgd, period=3, delay=table, apply=apply), want)
+
+
+def test_decoupled_with_all_there_is_diloco():
+    outer = {"period": 3, "outer_lr": 0.7, "momentum": 0.9}
+    want = trajectory(oracles.diloco, **outer)
+    tokens = [5] * WORKERS
+    assert_same(trajectory(oracles.decoupled, **outer, tokens=tokens, quorum=WORKERS), want)
+
+
 def test_streaming_with_one_fragment_is_diloco():
     outer = {"period": 3, "outer_lr": 0.7, "momentum": 0.9}
     got = trajectory(oracles.streaming_diloco, groups=[[0, 1, 2]], delay=0, mix=0.0, **outer)
@@ -183,6 +261,16 @@ def test_delta_rule_conserves_the_mean(delay):
     got, want, moved = means_before_and_after("lasgd", delay=delay)
     assert_same(got, want)
     assert moved > 0.1
+
+
+def test_delta_rule_conserves_the_mean_once_all_have_applied_it():
+    """At the launches all have applied the last one, at most of the other steps only some."""
+    delay = [[1, 2, 3, 2], [3, 3, 1, 2]]
+    got, want, _ = means_before_and_after("lasgd", delay=delay)
+    # as the afters are given, only what is applied at a step itself shows in its mean
+    shift = np.cumsum(np.subtract(got, want), 0)
+    np.testing.assert_allclose(shift[2::3], 0, atol=1e-12)
+    assert np.abs(shift[3::3]).max(1).min() > 0.1
 
 
 @pytest.mark.parametrize("name", ["dasgd", "overlap_local_sgd", "diloco", "slowmo"])

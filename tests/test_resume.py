@@ -176,7 +176,7 @@ def test_a_finished_run_is_not_trained_again(whole, tmp_path, monkeypatch):
     workdir = Path(shutil.copytree(whole[0], tmp_path / "run"))
     before = snapshot(workdir)
     summary = json.loads((workdir / "summary.json").read_text())
-    monkeypatch.setattr("jaxdist.training.loop.make_step", None)
+    monkeypatch.setattr("jaxdist.training.loop.make_advance", None)
     assert train(full_run(), workdir, progress=False) == summary
     assert snapshot(workdir) == before
 

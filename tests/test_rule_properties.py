@@ -33,6 +33,7 @@ HYPER = {
     "cocod": {"period": 1},
     "dasgd": {"period": 1, "delay": 0},
     "overlap_local_sgd": {"period": 1},
+    "decoupled": {"period": 1, "momentum": 0.5},
     "dpsgd": {"topology": "torus"},
     "gossip_pga": {"global_period": 2},
     "matcha": {"topology": "ring", "budget": 0.5},
@@ -51,6 +52,7 @@ WITH_ANCHOR = (
     "slowmo",
     "streaming_diloco",
     "overlap_local_sgd",
+    "decoupled",
     "noloco",
 )
 # Where each worker hears from all others alike. The rest is in test_gossip.py.
@@ -361,11 +363,14 @@ def test_contract_one_worker_and_frozen_leaves(name):
         ("dppf", "pull"),
         ("diloco", "outer_lr"),
         ("overlap_local_sgd", "pull"),
+        ("decoupled", "outer_lr"),
     ],
 )
 def test_contract_injected_hyperparameters(name, numeric):
     hyper = HYPER[name] | {numeric: 0.1}
-    static = {"period", "window", "push"} & set(inspect.signature(rules.RULES[name]).parameters)
+    static = {"period", "window", "push", "quorum"} & set(
+        inspect.signature(rules.RULES[name]).parameters
+    )
     tx = optax.inject_hyperparams(rules.RULES[name], static_args=static)("w", **hyper)
     x = jnp.arange(2.0 * W).reshape(W, 2)
     state = jax.vmap(tx.init)(x)

@@ -26,6 +26,15 @@ def cases(num):
     local = {"local_period": 2, "local_strength": 0.2, "local_prox": 0.05}
     streaming = {"period": 6, "delay": 2, "mix": 0.25, "outer_lr": 0.7, "momentum": 0.6}
     layers = lambda path: 0 if path == "b/kernel" else None
+    delays = [[1 + (i * (launch + 1) + launch) % 4 for i in range(num)] for launch in range(3)]
+    arrived = (  # with a quorum of 3: met, not met, just met, met
+        [i != 1 for i in range(num)],
+        [i < 2 for i in range(num)],
+        [i in (0, 2, 3) for i in range(num)],
+        [True] * num,
+    )
+    decoupled = {"period": 3, "arrived": arrived, "momentum": 0.6}
+    tokens = {"tokens": [1 + 0.25 * i for i in range(num)]}
     return {
         "average_gradients": ("average_gradients", {}),
         "local_sgd": ("local_sgd", {"period": 3}),
@@ -58,10 +67,22 @@ def cases(num):
         "lasgd": ("lasgd", {"period": 4, "delay": 3}),
         "lasgd, at once": ("lasgd", {"period": 3, "delay": 0}),
         "lasgd, mix": ("lasgd", {"period": 4, "delay": 4, "apply": "mix", "mix": 0.3}),
+        "lasgd, delays": ("lasgd", {"period": 4, "delay": delays}),
+        "lasgd, delays, mix": (
+            "lasgd",
+            {"period": 4, "delay": np.array(delays), "apply": "mix", "mix": 0.3},
+        ),
         "cocod": ("cocod", {"period": 3}),
         "dasgd": ("dasgd", {"period": 4, "delay": 1, "mix": 0.4}),
         "overlap_local_sgd": ("overlap_local_sgd", {"period": 3, "pull": 0.4, "momentum": 0.5}),
         "dppf": ("dppf", {"period": 3, "pull": 0.4, "push": 0.05}),
+        "decoupled": ("decoupled", {"period": 4}),
+        "decoupled, arrived": ("decoupled", decoupled | {"quorum": 3}),
+        "decoupled, tokens and outer": (
+            "decoupled",
+            decoupled | tokens | {"outer": optax.sgd(0.5)},
+            decoupled | tokens | {"outer_lr": 0.5, "momentum": 0.0},
+        ),
     }
 
 

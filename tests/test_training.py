@@ -50,7 +50,7 @@ def test_step_is_the_plain_algorithm():
     """Four steps of local SGD with period 2, written out worker by worker."""
     run = tiny_run(rule="local_sgd", hyper={"period": 2})
     states, told = steps(run, 4)
-    (workers, _, _) = states[0]
+    workers, *_ = states[0]
     assert all((np.ptp(x, axis=0) == 0).all() for x in jax.tree.leaves(workers))
     params = [jax.tree.map(lambda x, i=i: x[i], workers) for i in range(8)]
     sgd = optax.sgd(0.1, momentum=0.9)

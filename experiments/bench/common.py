@@ -34,6 +34,7 @@ RULES: dict[str, dict[str, Any]] = {
     "dppf": {"period": PERIOD},
     "diloco": {"period": PERIOD},
     "slowmo": {"period": PERIOD},
+    "decoupled": {"period": PERIOD, "quorum": 4},
     "streaming_diloco": {"period": PERIOD, "fragments": 2, "delay": 2},
     "lasgd": {"period": PERIOD, "delay": 4},
     "cocod": {"period": PERIOD},

@@ -48,15 +48,17 @@ class Loader:
         example = source[np.zeros(1, np.int64)]
         self._shapes = [(*self._rows, *part.shape[1:]) for part in example]
 
-    def __call__(self, step: int) -> tuple[jax.Array, jax.Array]:
-        """The batch of each worker at a step (an integer from 0)."""
-        read = {}
+    def __call__(self, step: int | np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """The batch of each worker at a step (an integer from 0), or each at its own: `[W]`."""
+        read, steps = {}, np.broadcast_to(step, self._rows[:1]).tolist()
 
         def part(which: int, index: tuple[slice, ...]) -> np.ndarray:
             rows = tuple(range(n)[cut] for n, cut in zip(self._rows, index, strict=False))
             if rows not in read:
                 workers, batch = rows
-                chosen = [self.sampler.indices(w, step)[batch.start : batch.stop] for w in workers]
+                chosen = [
+                    self.sampler.indices(w, steps[w])[batch.start : batch.stop] for w in workers
+                ]
                 read[rows] = self.source[np.concatenate(chosen)]
             block = read[rows][which]
             return block.reshape(*map(len, rows), *block.shape[1:])

@@ -4,10 +4,11 @@ A rule goes last in an `optax.chain`, after the local optimizer; `average_gradie
 `RULES` names them all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxdist.collectives import Axis
@@ -20,7 +21,8 @@ from jaxdist.rules.averaging import (
     post_local_sgd,
 )
 from jaxdist.rules.choco import choco
-from jaxdist.rules.delayed import cocod, dasgd, lasgd, overlap_local_sgd
+from jaxdist.rules.decoupled import decoupled
+from jaxdist.rules.delayed import cocod, dasgd, lasgd
 from jaxdist.rules.elastic import eamsgd, easgd
 from jaxdist.rules.gossip import ad_psgd, dpsgd, gossip_pga, one_peer_exponential
 from jaxdist.rules.grawa import lgrawa, mgrawa
@@ -28,6 +30,7 @@ from jaxdist.rules.leader import lsgd
 from jaxdist.rules.matcha import matcha
 from jaxdist.rules.noloco import noloco
 from jaxdist.rules.outer import diloco, slowmo
+from jaxdist.rules.overlap import overlap_local_sgd
 from jaxdist.rules.push_pull import dppf
 from jaxdist.rules.push_sum import sgp
 from jaxdist.rules.streaming import streaming_diloco
@@ -45,6 +48,7 @@ RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "dppf": dppf,
     "diloco": diloco,
     "slowmo": slowmo,
+    "decoupled": decoupled,
     "streaming_diloco": streaming_diloco,
     "lasgd": lasgd,
     "cocod": cocod,
@@ -61,7 +65,7 @@ RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "choco": choco,
 }
 
-__all__ = ["RULES", "center", "compose", "metrics", *RULES]
+__all__ = ["RULES", "center", "communicate", "compose", "is_rule", "metrics", *RULES]
 
 
 def compose(
@@ -85,6 +89,49 @@ def compose(
     made = lookup(RULES, rule, "rule")(axis, **hyper)
     parts = (made, optimizer) if rule == "average_gradients" else (optimizer, made)
     return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def communicate(
+    tx: optax.GradientTransformationExtraArgs,
+    state: optax.OptState,
+    params: optax.Params,
+    *,
+    only: Sequence[str] = ("sync", "launch"),
+    **extra: Any,
+) -> tuple[optax.Params, optax.OptState]:
+    """What the rules in a chain do at a sync, without a local step before it.
+
+    The parameters are those after the last local step; the optimizer's part of the chain neither
+    acts nor changes.
+
+    Args:
+        tx: a chain, as `compose` makes it.
+        state: its state.
+        params: of this worker.
+        only: the parts of the rules that are done, of `rules.base.PARTS`.
+        **extra: `step`, and what else the rules need.
+
+    Returns:
+        The new parameters and state.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxdist, optax
+        >>> tx = jaxdist.rules.compose(optax.sgd(0.1), "local_sgd", "w", period=4)
+        >>> sync = lambda p: communicate(tx, tx.init(p), p, step=3)[0]
+        >>> jax.vmap(sync, axis_name="w")(jnp.array([1.0, 3.0])).tolist()
+        [2.0, 2.0]
+    """
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, new = tx.update(zeros, state, params, only=only, **extra)
+    params = optax.apply_updates(params, updates)
+    return params, jax.tree.map(
+        lambda n, old: n if is_rule(n) else old, new, state, is_leaf=is_rule
+    )
+
+
+def is_rule(state: Any) -> bool:
+    """Whether this part of an optimizer state is a rule's, as `rules.base.State` describes it."""
+    return isinstance(state, tuple) and {"count", "metrics"} <= {*getattr(state, "_fields", ())}
 
 
 def metrics(state: optax.OptState) -> dict[str, jax.Array]:

@@ -50,6 +50,20 @@ class Extra(NamedTuple):
 
 Act = Callable[[Params, Any, Extra], tuple[Params, Any]]
 
+PARTS = ("local", "sync", "launch")
+"""What a rule does: at every local step, at syncs, and to launch what is used at a later step."""
+
+
+class Launch(NamedTuple):
+    """A sync that changes no parameters: what its collectives give is used at a later step.
+
+    Between the two the rule touches nothing of its state but the counter, so the collectives may
+    run meanwhile, in the same program or beside it.
+    """
+
+    due: Due | None
+    act: Act
+
 
 def counter() -> jax.Array:
     """A fresh step counter."""
@@ -63,7 +77,7 @@ def every(period: int) -> Due | None:
 
 def rule(
     init: Callable[[Params], State],
-    *syncs: tuple[Due | None, Act],
+    *syncs: tuple[Due | None, Act] | Launch,
     local: Act | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes an optax transformation of a rule's parts.
@@ -72,17 +86,34 @@ def rule(
     `(due, sync)` in order, if due(step): x, state = sync(x, state, extra). The new updates are
     x - params; they are the old ones, bit for bit, where nothing was done.
 
+    The transformation's extra argument `only`, some of `PARTS`, leaves the other parts out. Without
+    "local" it is no local step: the updates are taken for zero and the counter stands still.
+
     Args:
         init: gives the state at the start, with `count` and `metrics`.
-        *syncs: pairs of a vectorised function of the step (None: every step) and what to do then.
+        *syncs: pairs of a vectorised function of the step (None: every step) and what to do then;
+            `Launch`es among them.
         local: what to do at every step; it must not communicate.
     """
 
     def update(
-        updates, state, params=None, *, step=None, value=None, grad=None, probe_grad=None, **_
+        updates,
+        state,
+        params=None,
+        *,
+        step=None,
+        value=None,
+        grad=None,
+        probe_grad=None,
+        only=PARTS,
+        **_,
     ):
         if params is None:
             raise ValueError("params is None; a rule needs tx.update(updates, state, params)")
+        for part in only:
+            check_choice("only", part, PARTS)
+        if "local" not in only:
+            updates = jax.tree.map(jnp.zeros_like, updates)
         step = state.count if step is None else step
         of_gradient = _like(grad, params), _like(probe_grad, params)
         extra = Extra(params, updates, step, value, *of_gradient)
@@ -95,13 +126,15 @@ def rule(
 
             return run
 
-        if local is not None:
+        if local is not None and "local" in only:
             updates, state = acting(local)(updates, state)
-        for due, sync in syncs:
-            updates, state = collectives.when(
-                due, step, acting(sync), lambda *unchanged: unchanged, updates, state
-            )
-        return updates, state._replace(count=state.count + 1)
+        for sync in syncs:
+            if ("launch" if isinstance(sync, Launch) else "sync") in only:
+                due, act = sync
+                updates, state = collectives.when(
+                    due, step, acting(act), lambda *unchanged: unchanged, updates, state
+                )
+        return updates, state._replace(count=state.count + ("local" in only))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -109,14 +142,16 @@ def rule(
 def rule_of_size(
     axis: Axis,
     init: Callable[[Params], State],
-    syncs: Callable[[int], Sequence[tuple[Due | None, Act]]],
+    syncs: Callable[[int], Sequence[tuple[Due | None, Act] | Launch]],
     local: Act | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`rule` for syncs that depend on the number of workers: `syncs(W)` gives its pairs."""
     made = functools.cache(lambda num: rule(init, *syncs(num), local=local))
+    alone = rule(init, local=local)
 
-    def update(updates, state, params=None, **extra):
-        return made(collectives.size(axis)).update(updates, state, params, **extra)
+    def update(updates, state, params=None, *, only=PARTS, **extra):
+        acting = alone if {*only} == {"local"} else made(collectives.size(axis))
+        return acting.update(updates, state, params, only=only, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -4,16 +4,19 @@ At step t a snapshot is averaged, at step t + delay the mean is applied; the ari
 wherever the all-reduce runs meanwhile.
 """
 
+import numbers
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
-from jaxdist.rules import base
+from jaxdist.rules import base, tables
 
 
 class DelayedState(NamedTuple):
@@ -23,7 +26,8 @@ class DelayedState(NamedTuple):
         count: steps taken.
         snapshot: s_i, the parameters at the last launch.
         mean: the mean of all snapshots, which may still be on its way.
-        metrics: applied_distance, the length of what the last average that was applied changed.
+        metrics: applied_distance, the length of what the last average that was applied here
+            changed.
         memory: of the compressed exchange, () without compression.
     """
 
@@ -34,29 +38,12 @@ class DelayedState(NamedTuple):
     memory: Any
 
 
-class OverlapState(NamedTuple):
-    """State of `overlap_local_sgd`.
-
-    Attributes:
-        count: steps taken.
-        anchor: z, what the last launch averages: the anchor from the next sync on.
-        momentum: v_i.
-        metrics: anchor_distance, ||x_i - z|| before the last pull.
-        memory: of the compressed exchange, () without compression.
-    """
-
-    count: jax.Array
-    anchor: optax.Params
-    momentum: optax.Params
-    metrics: dict[str, Any]
-    memory: Any
-
-
 def lasgd(
     axis: Axis,
     *,
     period: int = 8,
-    delay: int = 4,
+    delay: int | Sequence[Sequence[int]] | np.ndarray = 4,
+    max_delay: int | None = None,
     apply: Literal["delta", "mix"] = "delta",
     mix: float = 0.5,
     compress: str | Compressor | None = None,
@@ -68,14 +55,18 @@ def lasgd(
 
     A launch is at steps with (step + 1) % period == 0. "delta" keeps what a worker has done since
     its snapshot and conserves the mean of the workers; with delay 0 it is local SGD, with delay =
-    period CoCoD-SGD. If both fall on one step the old average is applied before the new snapshot is
-    taken. Snapshots that are not finite are left out. Sends one all-reduce of d + 1 numbers a
-    period.
+    period CoCoD-SGD. Workers may have delays of their own: the mean is conserved as soon as all of
+    them have applied an average. If both fall on one step the old average is applied before the new
+    snapshot is taken. Snapshots that are not finite are left out. Sends one all-reduce of d + 1
+    numbers a period.
 
     Args:
         axis: the workers' axis.
         period: steps from one launch to the next.
-        delay: steps from a launch to its application, from 0 to `period`.
+        delay: steps from a launch to its application, from 0 to `period`; or rows, one for each
+            launch, of a number from 1 to `period` for each worker. After the last row comes the
+            first again.
+        max_delay: the largest delay that is allowed, at most `period`; None for `period`.
         apply: "delta" or "mix".
         mix: the part of its own parameters that a worker keeps, in [0, 1]; only for "mix".
         compress: how the snapshot's difference from the last mean travels, as "int8" (see
@@ -83,9 +74,10 @@ def lasgd(
             the same parameters.
 
     Raises:
-        ValueError: if `period` < 1, `delay` is outside [0, period], `apply` is neither, `mix`
-            outside [0, 1] or the compressor cannot be read; in `init`, if it cannot work on the
-            leaves.
+        ValueError: if `period` < 1, `delay` or `max_delay` is outside its range, `apply` is
+            neither, `mix` outside [0, 1] or the compressor cannot be read; in `init`, if it cannot
+            work on the leaves; in `update`, if a row of `delay` is not as long as there are
+            workers.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxdist
@@ -103,7 +95,7 @@ def lasgd(
         read in hivemind state_averager.py, which uses it for the same purpose.
     """
     base.check_choice("apply", apply, ("delta", "mix"))
-    return _delayed(axis, period, delay, None if apply == "delta" else mix, compress)
+    return _delayed(axis, period, delay, max_delay, None if apply == "delta" else mix, compress)
 
 
 def cocod(
@@ -130,14 +122,14 @@ def cocod(
     Reference:
         Shen et al. 2019; read in code (JYWa/Overlap_Local_SGD CoCoDSGD.py).
     """
-    return _delayed(axis, period, period, None, compress)
+    return _delayed(axis, period, period, None, None, compress)
 
 
 def dasgd(
     axis: Axis,
     *,
     period: int = 8,
-    delay: int = 4,
+    delay: int | Sequence[Sequence[int]] | np.ndarray = 4,
     mix: float = 0.5,
     compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -150,7 +142,8 @@ def dasgd(
     Args:
         axis: the workers' axis.
         period: steps from one snapshot to the next.
-        delay: steps from a snapshot to its application, from 0 to `period`.
+        delay: steps from a snapshot to its application, from 0 to `period`, or a table of them,
+            as for `lasgd`.
         mix: xi, the part of its own parameters that a worker keeps, in [0, 1].
         compress: as for `lasgd`.
 
@@ -164,75 +157,15 @@ def dasgd(
     Reference:
         Zhou et al.; delayed averaging read in the abstract, the mix is from memory.
     """
-    return _delayed(axis, period, delay, mix, compress)
+    return _delayed(axis, period, delay, None, mix, compress)
 
 
-def overlap_local_sgd(
-    axis: Axis,
-    *,
-    period: int = 8,
-    pull: float = 0.6,
-    momentum: float = 0.7,
-    compress: str | Compressor | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Overlap-Local-SGD: pulled to an anchor whose next place is computed meanwhile.
-
-    Every period: z = what was launched the last time, at first the initial parameters
-                  x_i <- x_i + pull (z - x_i);  v_i <- momentum v_i + (z - x_i)
-                  launch mean_j (z - v_j)
-
-    v is the learning rate times that of the source: the same while the rate does not change.
-    Workers that are not finite are left out of the mean. Sends one all-reduce of d + 1 numbers a
-    period, which has the whole next period to arrive.
-
-    Args:
-        axis: the workers' axis.
-        period: tau, steps from one sync to the next.
-        pull: alpha, in [0, 1].
-        momentum: beta, in [0, 1].
-        compress: as for `mgrawa`.
-
-    Raises:
-        ValueError: if `period` < 1, `pull` or `momentum` is outside [0, 1] or the compressor cannot
-            be read; in `init`, if it cannot work on the leaves.
-
-    Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.overlap_local_sgd("worker", period=16)
-
-    Reference:
-        Wang et al. 2020; read in the authors' code (JYWa/Overlap_Local_SGD OverlapLocalSGD.py),
-        whose script has these values.
-    """
-    base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_between("pull", pull, 0, 1)
-    base.check_between("momentum", momentum, 0, 1)
-    means = Means(axis, compress, "levels")
-
-    def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        metrics = {"anchor_distance": jnp.float32(0)}
-        return OverlapState(base.counter(), params, zeros, metrics, means.init(params))
-
-    def sync(x, state, extra):
-        del extra
-        anchor, metrics = state.anchor, {"anchor_distance": base.distance(x, state.anchor)}
-        x = base.pull(x, anchor, pull)
-        v = jax.tree.map(lambda v, z, x: momentum * v + (z - x), state.momentum, anchor, x)
-        ahead = jax.tree.map(jnp.subtract, anchor, v)
-        mean, _, memory = means.mean(ahead, state.memory, state.count, base.healthy(ahead))
-        return x, OverlapState(state.count, mean, v, metrics, memory)
-
-    return base.rule(init, (base.every(period), sync))
-
-
-def _delayed(axis, period, delay, mix, compress):
+def _delayed(axis, period, delay, max_delay, mix, compress):
     """`mix` is None for the delta rule."""
     base.check_axis(axis)
     base.check_period("period", period)
-    if isinstance(delay, bool) or not isinstance(delay, int) or not 0 <= delay <= period:
-        raise ValueError(f"delay is {delay}; it must be a number of steps from 0 to {period}")
+    delay = _checked(delay, max_delay, period)
+    of_each = isinstance(delay, np.ndarray)
     if mix is not None:
         base.check_between("mix", mix, 0, 1)
     means = Means(axis, compress, "increments" if mix is None else "levels")
@@ -247,13 +180,66 @@ def _delayed(axis, period, delay, mix, compress):
         return x, state._replace(snapshot=x, mean=mean, memory=memory)
 
     def arrive(x, state, extra):
-        del extra
         if mix is None:
             new = jax.tree.map(lambda x, m, s: x + (m - s), x, state.mean, state.snapshot)
         else:
             new = base.pull(x, state.mean, 1 - mix)
-        return new, state._replace(metrics={"applied_distance": base.distance(new, x)})
+        metrics = {"applied_distance": base.distance(new, x)}
+        if of_each:
+            number, age = _last_launch(extra.step, period)
+            here = tables.mine(delay, number, axis) == age
+            choose = lambda new, old: jnp.where(here, new, old)
+            new, metrics = jax.tree.map(choose, (new, metrics), (x, state.metrics))
+        return new, state._replace(metrics=metrics)
 
-    due = lambda t: (t + 1 >= period + delay) & ((t + 1 - delay) % period == 0)
-    steps = (base.every(period), launch), (due, arrive)
-    return base.rule(init, *(steps if delay == 0 else steps[::-1]))
+    def syncs(num):
+        if of_each:
+            tables.check_columns("delay", delay.shape[1], num)
+            due = _due_for_any(delay, period)
+        else:
+            due = lambda t: (t + 1 >= period + delay) & ((t + 1 - delay) % period == 0)
+        launched, arrived = (base.every(period), launch), (due, arrive)
+        if of_each or delay > 0:
+            return arrived, base.Launch(*launched)
+        return launched, arrived
+
+    return base.rule_of_size(axis, init, syncs)
+
+
+def _checked(delay, max_delay, period):
+    """The delay of all workers, or the table of each one's."""
+    of_each = isinstance(delay, Sequence | np.ndarray) and not isinstance(delay, str)
+    least, most = int(of_each), period if max_delay is None else max_delay
+    steps = lambda most: f"a number of steps from {least} to {most}"
+    if not _within(most, least, period):
+        raise ValueError(f"max_delay is {max_delay}; it must be {steps(period)}, or None")
+    if not of_each:
+        if not _within(delay, least, most):
+            raise ValueError(f"delay is {delay}; it must be {steps(most)}")
+        return delay
+    table = tables.read("delay", delay, np.integer, "numbers of steps")
+    if (wrong := table[(table < least) | (table > most)]).size:
+        raise ValueError(f"delay has an entry of {wrong[0]}; each must be {steps(most)}")
+    return table
+
+
+def _within(steps, least, most):
+    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
+    return whole and least <= steps <= most
+
+
+def _last_launch(step, period):
+    """Which launch was the last one before `step` (-1: none), and how many steps ago it was."""
+    return step // period - 1, step % period + 1
+
+
+def _due_for_any(table, period):
+    """True on the steps on which any worker applies an average."""
+    ages = np.zeros((len(table), period + 1), bool)
+    ages[np.arange(len(table))[:, None], table] = True
+
+    def due(t):
+        number, age = _last_launch(t, period)
+        return (number >= 0) & jnp.asarray(ages)[number % len(ages), age]
+
+    return due

@@ -144,7 +144,9 @@ def streaming_diloco(
 
     syncs = []
     for number in range(fragments):
-        syncs += [(due(number, 0), launch(number)), (due(number, delay), arrive(number))]
+        launched = due(number, 0), launch(number)
+        syncs += [base.Launch(*launched) if delay else launched]
+        syncs += [(due(number, delay), arrive(number))]
     return base.rule(init, *syncs)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from jaxdist import stacked
 from jaxdist.traffic import Traffic
 from jaxdist.training import multihost, record
+from jaxdist.training.feed import Progress
 from jaxdist.training.metrics import MetricsWriter
 from jaxdist.training.progress import Show
 from jaxdist.training.run import Run
@@ -25,15 +26,20 @@ WINDOW = 32
 """Steps whose losses are looked over at once, for one that is not finite."""
 
 
-def traffic_of(run: Run) -> Traffic:
-    """What a run sends.
+def traffic_of(run: Run, only: Sequence[str] | None = None) -> Traffic:
+    """What a run sends, or what some parts of its rule do (see `rules.base.rule`).
 
     Raises:
         ValueError: from a rule that does not fit the number of workers or the parameters.
     """
     params = abstract(run).params
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
-    return Traffic.of(run.tx, one, run.workers.num)
+    return Traffic.of(run.tx, one, run.workers.num, only=only)
+
+
+def passed(before: int, done: int, every: int, last: int) -> bool:
+    """Whether a multiple of `every`, if that is not 0, or the last step lies in (before, done]."""
+    return done == last or (every > 0 and done // every > before // every)
 
 
 class Journal:
@@ -86,20 +92,22 @@ class Journal:
         self._sent = done, sent + self._traffic.bytes_sent(before, done)
         return self._sent[1]
 
-    def step(self, done: int, params: Any, metrics: dict[str, jax.Array]) -> None:
-        """Takes note of a step that is on its way, and waits for the one before it."""
+    def progress(self, before: int, progress: Progress) -> None:
+        """Takes note of steps that are on their way, and waits for those before them."""
+        done, state, metrics, losses = progress
         if self._previous is not None:
             jax.block_until_ready(self._previous)
-            self._mark = self._mark or (done - 1, time.monotonic())
+            self._mark = self._mark or (before, time.monotonic())
         self._write_pending()
         self._previous = metrics["loss"]
-        self._losses.append(metrics["loss"])
-        due = done % self._run.log_every == 0 or done == self._run.steps
-        if due or len(self._losses) == WINDOW:
-            losses = self._losses + [metrics["loss"]] * (WINDOW - len(self._losses))
-            self._bad, self._losses = self._worse(self._bad, losses), []
+        self._losses.extend(losses)
+        due = passed(before, done, self._run.log_every, self._run.steps)
+        while len(self._losses) >= WINDOW or (due and self._losses):
+            window, self._losses = self._losses[:WINDOW], self._losses[WINDOW:]
+            window += window[:1] * (WINDOW - len(window))
+            self._bad = self._worse(self._bad, window)
         if due:
-            self._pending = done, self._observe(params, metrics, self._bad)
+            self._pending = done, self._observe(state.params, metrics, self._bad)
             self._bad = self._none_bad
 
     @contextlib.contextmanager

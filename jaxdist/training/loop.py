@@ -4,16 +4,16 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jaxdist.data import Loader
+from jaxdist.traffic import Traffic
 from jaxdist.training import multihost, plots, record
+from jaxdist.training.advance import make_advance
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.evaluate import make_evaluate
-from jaxdist.training.journal import Journal, traffic_of
+from jaxdist.training.journal import Journal, passed, traffic_of
 from jaxdist.training.metrics import write_json
 from jaxdist.training.progress import progress as console
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState, abstract, create
-from jaxdist.training.step import make_step
 
 
 def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
         journal = Journal(run, traffic, workdir, start, show)
         stack.callback(journal.close)
-        state, found = _steps(run, state, start, journal, checkpoints)
+        state, found = _steps(run, traffic, state, start, journal, checkpoints)
         summary = {
             "rule": run.rule,
             "workers": run.workers.num,
@@ -77,30 +77,25 @@ def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState]:
 
 
 def _steps(
-    run: Run, state: TrainState, start: int, journal: Journal, checkpoints: Checkpoints
+    run: Run,
+    traffic: Traffic,
+    state: TrainState,
+    start: int,
+    journal: Journal,
+    checkpoints: Checkpoints,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains from step `start` to the end, and evaluates there."""
-    sharding = run.batch_sharding
-    load = Loader(run.dataset.train, run.sampler, sharding)
-    load_probe = None
-    if run.probe_period is not None:
-        load_probe = Loader(run.dataset.train, run.probe_sampler, sharding)
-    step, evaluate = make_step(run), make_evaluate(run)
-    found = None
-    for t in range(start, run.steps):
-        done = t + 1
-        probe = load_probe(t) if load_probe and done % run.probe_period == 0 else None
-        state, metrics = step(state, load(t), probe)
-        journal.step(done, state.params, metrics)
-        if _due(done, run.eval_every, run.steps):
+    advance, evaluate = make_advance(run, traffic), make_evaluate(run)
+    done, found = start, None
+    while done < run.steps:
+        before = done
+        done, state, *_ = progress = advance(state, done)
+        journal.progress(before, progress)
+        if passed(before, done, run.eval_every, run.steps):
             with journal.pause(done):
                 found = evaluate(state)
                 journal.evaluation(done, found)
-        if _due(done, run.checkpoint_every, run.steps):
+        if passed(before, done, run.checkpoint_every, run.steps):
             with journal.pause(done):
                 checkpoints.save(state, done)
     return state, found or evaluate(state)
-
-
-def _due(done: int, every: int, last: int) -> bool:
-    return done == last or (every > 0 and done % every == 0)

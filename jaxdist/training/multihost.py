@@ -1,8 +1,12 @@
 """Several processes in one run: joining, the main one, waiting for each other."""
 
+import collections
 import os
+import time
+from collections.abc import Sequence
 
 import jax
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 _JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -40,6 +44,65 @@ def is_main() -> bool:
 def barrier(name: str) -> None:
     """Waits until every process has come here."""
     multihost_utils.sync_global_devices(name)
+
+
+class Store:
+    """Counters and marks that all processes share, in the key-value store of JAX's runtime.
+
+    Args:
+        name: keeps what it holds apart from other stores; the same on all processes.
+    """
+
+    def __init__(self, name: str):
+        # The runtime's client has no public name (jax 0.10); this is the only place that knows it.
+        self._client, self._name = distributed.global_state.client, name
+        self._alone: collections.Counter[str] = collections.Counter()  # where there is no runtime
+
+    def increment(self, counter: str) -> int:
+        """Adds 1 to a counter that begins at 0, and returns what it is then."""
+        if self._client is None:
+            self._alone[counter] += 1
+            return self._alone[counter]
+        return self._client.key_value_increment(f"{self._name}/{counter}", 1)
+
+    def forget(self, counter: str) -> None:
+        """Removes a counter; nobody may use it any more."""
+        if self._client is None:
+            self._alone.pop(counter, None)
+        else:
+            self._client.key_value_delete(f"{self._name}/{counter}")
+
+    def meet(self, place: str, seconds: float) -> None:
+        """Waits until every process has come to `place`, where each comes once.
+
+        Raises:
+            TimeoutError: if some have not come after `seconds`, with their indices.
+        """
+        if self._client is None:
+            return
+        there = lambda i: f"{self._name}/{place}/{i}"
+        self._client.key_value_set(there(jax.process_index()), "")
+        deadline, missing = time.monotonic() + seconds, []
+        for i in range(jax.process_count()):
+            left = max(1, round(1000 * (deadline - time.monotonic())))
+            try:
+                self._client.blocking_key_value_get(there(i), left)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+                missing.append(i)
+        if missing:
+            raise TimeoutError(_late(missing, place, seconds))
+
+    def leave(self, place: str) -> None:
+        """Removes this process's mark at a place that all have passed."""
+        if self._client is not None:
+            self._client.key_value_delete(f"{self._name}/{place}/{jax.process_index()}")
+
+
+def _late(missing: Sequence[int], place: str, seconds: float) -> str:
+    who = ", ".join(map(str, missing))
+    return f"process {who} of {jax.process_count()} did not come to {place} within {seconds:g} s"
 
 
 def _tasks() -> int:

@@ -49,6 +49,14 @@ class Run:
         eval_every: steps between evaluations; 0 for the end only.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints; 0 for the end only.
+        round_steps: steps in one compiled program, which then knows what is due in them.
+        beside: as many workers on other devices of the same processes, where what the rule launches
+            is computed while the steps go on; None: in the program of the steps.
+        trigger: count-triggered rounds of so many local steps a worker on average, then a sync;
+            None: all workers take the same steps.
+        grants: the local steps of each worker in each such round, int `[rounds, W]`; None: as many
+            as it is fast, which the processes count while they run.
+        patience: seconds that a process waits at a count-triggered sync for the others.
         tensorboard: writes TensorBoard events besides the JSON lines.
         description: the configuration as plain JSON types; a checkpoint resumes only under an
             equal one.
@@ -74,11 +82,16 @@ class Run:
     eval_every: int = 100
     log_every: int = 10
     checkpoint_every: int = 500
+    round_steps: int = 1
+    beside: Workers | None = None
+    trigger: int | None = None
+    grants: np.ndarray | None = None
+    patience: float = 600.0
     tensorboard: bool = False
     description: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        least = {"batch_size": 1, "steps": 1, "log_every": 1, "eval_every": 0}
+        least = {"batch_size": 1, "steps": 1, "log_every": 1, "eval_every": 0, "round_steps": 1}
         for name, low in (least | {"checkpoint_every": 0, "seed": 0}).items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from {low}")
@@ -95,7 +108,45 @@ class Run:
             raise ValueError("tensorboard=True needs tensorboardX: pip install tensorboardX")
         if self.batch_norm == "reestimate" and self.model.statistics is None:
             raise ValueError("batch_norm='reestimate' needs a model with `statistics`")
+        self._check_ways()
         Sampler(self.shards, self.batch_size, self.seed)  # checks the batch against the shards
+
+    def _check_ways(self) -> None:
+        """Checks what decides how the run advances."""
+        chosen = {
+            "round_steps": self.round_steps > 1,
+            "beside": self.beside is not None,
+            "trigger": self.trigger is not None,
+        }
+        if sum(chosen.values()) > 1:
+            both = " and ".join(name for name, is_set in chosen.items() if is_set)
+            raise ValueError(f"{both} are given; a run advances in one of these ways")
+        if self.beside is not None:
+            meshes = self.workers.mesh, self.beside.mesh
+            shapes = [dict(mesh.shape) for mesh in meshes]
+            shared = set(meshes[0].devices.flat) & set(meshes[1].devices.flat)
+            if self.beside.num != self.workers.num or shapes[0] != shapes[1] or shared:
+                raise ValueError(
+                    f"beside has {self.beside.num} workers on {shapes[1]}, {len(shared)} devices "
+                    f"of it shared; there must be {self.workers.num} on {shapes[0]}, on others"
+                )
+        if self.trigger is None:
+            if self.grants is not None:
+                raise ValueError("grants are given without trigger; give both or neither")
+        elif self.trigger < 1 or self.steps % self.trigger:
+            raise ValueError(
+                f"trigger={self.trigger}: allowed are integers from 1 that divide the steps, "
+                f"{self.steps}"
+            )
+        elif self.grants is not None:
+            shape = self.steps // self.trigger, self.workers.num
+            if np.shape(self.grants) != shape or np.min(self.grants) < 0:
+                raise ValueError(
+                    f"grants is {self.grants}; it must hold the local steps, at least 0, of "
+                    f"[rounds, W] = {list(shape)}"
+                )
+        if not self.patience > 0:
+            raise ValueError(f"patience={self.patience}: allowed are seconds above 0")
 
     @functools.cached_property
     def sampler(self) -> Sampler:

@@ -14,10 +14,12 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: the number of steps done, int32 `[]`.
-        key: the base key; worker i at step t uses `fold_in(fold_in(key, t), i)`.
+        key: the base key; worker i at its step t uses `fold_in(fold_in(key, t), i)`.
         params: the workers' parameters, `[W, ...]`.
         model_state: the workers' other variables (BatchNorm statistics), `[W, ...]`.
         opt_state: the workers' optimizer and rule states, `[W, ...]`.
+        taken: the local steps that each worker has taken, int32 `[W]`: `step`, unless the rounds
+            are count-triggered.
     """
 
     step: jax.Array
@@ -25,6 +27,17 @@ class TrainState(NamedTuple):
     params: Any
     model_state: Any
     opt_state: Any
+    taken: jax.Array
+
+    @property
+    def shared(self) -> tuple[jax.Array, jax.Array]:
+        """What all workers share."""
+        return self.step, self.key
+
+    @property
+    def own(self) -> tuple[Any, ...]:
+        """What each worker has of its own."""
+        return self[2:]
 
 
 def create(run: Run) -> TrainState:
@@ -51,4 +64,6 @@ def abstract(run: Run) -> TrainState:
 def _initial(run: Run) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(run.seed))
     params, model_state = stacked.replicate(run.model.init(init_key), run.workers.num)
-    return TrainState(jnp.int32(0), key, params, model_state, jax.vmap(run.tx.init)(params))
+    opt_state = jax.vmap(run.tx.init)(params)
+    taken = jnp.zeros(run.workers.num, jnp.int32)
+    return TrainState(jnp.int32(0), key, params, model_state, opt_state, taken)

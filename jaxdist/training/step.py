@@ -1,21 +1,24 @@
 """One training step, written for one worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
 
 from jaxdist import collectives, rules
 from jaxdist.data import normalize
+from jaxdist.rules.base import PARTS
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState
 from jaxdist.workers import unroll
 
 Batch = tuple[jax.Array, jax.Array]
-Step = Callable[[TrainState, Batch, Batch | None], tuple[TrainState, dict[str, jax.Array]]]
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch, Batch | None], tuple[TrainState, Metrics]]
 
 
-def make_step(run: Run) -> Step:
+def make_step(run: Run, only: Sequence[str] = PARTS) -> Step:
     """Compiles `step(state, batch, probe) -> (state, metrics)` for all workers.
 
     First the gradient of every worker on its own batch, with nothing sent; then `run.tx.update`,
@@ -23,6 +26,7 @@ def make_step(run: Run) -> Step:
 
     Args:
         run: the run.
+        only: the parts of the rule that are done, as in `rules.base.rule`.
 
     Returns:
         A function of the state, a batch `(x [W, B, ...], y [W, B, ...])` and, on the steps on which
@@ -30,7 +34,54 @@ def make_step(run: Run) -> Step:
         next state and the metrics of each worker, `[W]`: "loss", "grad_norm" and what the rule
         tells of itself.
     """
-    axis = run.workers.axis
+    one = worker_step(run, only)
+
+    def one_worker(shared, own, batch, probe):
+        step, key = shared
+        return step + 1, one(step, key, collectives.index(run.workers.axis), own, batch, probe)
+
+    compiled = run.workers.spmd(one_worker, donate_argnums=1)
+
+    def step(state, batch, probe=None):
+        count, (own, metrics) = compiled(state.shared, state.own, batch, probe)
+        return TrainState(count, state.key, *own), metrics
+
+    return step
+
+
+def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[Any, Metrics]]:
+    """The step of one worker, to be compiled.
+
+    Returns:
+        `step(t, key, me, own, batch, probe) -> (own, metrics)`: t is the shared step, `key` the
+        base key, `me` the worker's index, `own` as in `TrainState.own`.
+    """
+    gradient = _gradient(run)
+    probe_gradient = make_probe_gradient(run)
+
+    def step(t, key, me, own, batch, probe):
+        params, model_state, opt_state, taken = own
+        rng = jax.random.fold_in(jax.random.fold_in(key, taken), me)
+        loss, new_state, grads = gradient(params, model_state, *batch, rng)
+        # With and without a probe are two programs, not the branches of one: inside a conditional
+        # XLA's CPU convolutions are many times slower. Without, `grads` is of the right type, and
+        # the rule does not look at it.
+        extra = {}
+        if run.probe_period is not None:
+            probed = probe is not None
+            extra["probe_grad"] = probe_gradient(*own[:2], *probe, rng) if probed else grads
+        updates, opt_state = run.tx.update(
+            grads, opt_state, params, step=t, value=loss, grad=grads, only=only, **extra
+        )
+        params = optax.apply_updates(params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **rules.metrics(opt_state)}
+        return (params, new_state, opt_state, taken + 1), metrics
+
+    return step
+
+
+def _gradient(run: Run) -> Callable:
+    """`gradient(params, model_state, x, y, rng) -> (loss, model_state, gradient)`."""
 
     def gradient(params, model_state, x, y, rng):
         augment_key, model_key = jax.random.split(rng)
@@ -45,9 +96,16 @@ def make_step(run: Run) -> Step:
         (loss, new_state), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return loss, new_state, grads
 
-    def probe_gradient(params, model_state, x, y, rng):
-        """Of the summed loss, without augmentation; the batch leaves no trace in BatchNorm."""
+    return unroll(gradient) if run.local == "unroll" else gradient
 
+
+def make_probe_gradient(run: Run) -> Callable:
+    """`gradient(params, model_state, x, y, rng)` of the summed loss on a probe batch.
+
+    Without augmentation; the batch leaves no trace in BatchNorm.
+    """
+
+    def gradient(params, model_state, x, y, rng):
         def objective(params):
             inputs = normalize(x, run.dataset.mean, run.dataset.std)
             logits, _ = run.model.apply(params, model_state, inputs, True, rng)
@@ -55,33 +113,4 @@ def make_step(run: Run) -> Step:
 
         return jax.grad(objective)(params)
 
-    if run.local == "unroll":
-        gradient, probe_gradient = unroll(gradient), unroll(probe_gradient)
-
-    def one_worker(shared, own, batch, probe):
-        step, key = shared
-        params, model_state, opt_state = own
-        rng = jax.random.fold_in(jax.random.fold_in(key, step), collectives.index(axis))
-        loss, new_state, grads = gradient(params, model_state, *batch, rng)
-        # With and without a probe are two programs, not the branches of one: inside a conditional
-        # XLA's CPU convolutions are many times slower. Without, `grads` is of the right type, and
-        # the rule does not look at it.
-        extra = {}
-        if run.probe_period is not None:
-            probed = probe is not None
-            extra["probe_grad"] = probe_gradient(*own[:2], *probe, rng) if probed else grads
-        updates, opt_state = run.tx.update(
-            grads, opt_state, params, step=step, value=loss, grad=grads, **extra
-        )
-        params = optax.apply_updates(params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **rules.metrics(opt_state)}
-        return step + 1, ((params, new_state, opt_state), metrics)
-
-    compiled = run.workers.spmd(one_worker, donate_argnums=1)
-
-    def step(state, batch, probe=None):
-        own = (state.params, state.model_state, state.opt_state)
-        count, (own, metrics) = compiled((state.step, state.key), own, batch, probe)
-        return TrainState(count, state.key, *own), metrics
-
-    return step
+    return unroll(gradient) if run.local == "unroll" else gradient

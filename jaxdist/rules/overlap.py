@@ -1,0 +1,95 @@
+"""Overlap-Local-SGD: workers pulled to an anchor that is averaged a period ahead."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist.collectives import Axis
+from jaxdist.compression import Compressor
+from jaxdist.compression.exchange import Means
+from jaxdist.rules import base
+
+
+class OverlapState(NamedTuple):
+    """State of `overlap_local_sgd`.
+
+    Attributes:
+        count: steps taken.
+        anchor: z, what the last launch averages: the anchor from the next sync on.
+        momentum: v_i.
+        metrics: anchor_distance, ||x_i - z|| before the last pull.
+        memory: of the compressed exchange, () without compression.
+    """
+
+    count: jax.Array
+    anchor: optax.Params
+    momentum: optax.Params
+    metrics: dict[str, Any]
+    memory: Any
+
+
+def overlap_local_sgd(
+    axis: Axis,
+    *,
+    period: int = 8,
+    pull: float = 0.6,
+    momentum: float = 0.7,
+    compress: str | Compressor | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Overlap-Local-SGD: pulled to an anchor whose next place is computed meanwhile.
+
+    Every period: z = what was launched the last time, at first the initial parameters
+                  x_i <- x_i + pull (z - x_i);  v_i <- momentum v_i + (z - x_i)
+                  launch mean_j (z - v_j)
+
+    v is the learning rate times that of the source: the same while the rate does not change.
+    Workers that are not finite are left out of the mean. Sends one all-reduce of d + 1 numbers a
+    period, which has the whole next period to arrive.
+
+    Args:
+        axis: the workers' axis.
+        period: tau, steps from one sync to the next.
+        pull: alpha, in [0, 1].
+        momentum: beta, in [0, 1].
+        compress: as for `mgrawa`.
+
+    Raises:
+        ValueError: if `period` < 1, `pull` or `momentum` is outside [0, 1] or the compressor cannot
+            be read; in `init`, if it cannot work on the leaves.
+
+    Example:
+        >>> import jaxdist
+        >>> rule = jaxdist.rules.overlap_local_sgd("worker", period=16)
+
+    Reference:
+        Wang et al. 2020; read in the authors' code (JYWa/Overlap_Local_SGD OverlapLocalSGD.py),
+        whose script has these values.
+    """
+    base.check_axis(axis)
+    base.check_period("period", period)
+    base.check_between("pull", pull, 0, 1)
+    base.check_between("momentum", momentum, 0, 1)
+    means = Means(axis, compress, "levels")
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        metrics = {"anchor_distance": jnp.float32(0)}
+        return OverlapState(base.counter(), params, zeros, metrics, means.init(params))
+
+    def arrive(x, state, extra):
+        del extra
+        anchor, metrics = state.anchor, {"anchor_distance": base.distance(x, state.anchor)}
+        x = base.pull(x, anchor, pull)
+        v = jax.tree.map(lambda v, z, x: momentum * v + (z - x), state.momentum, anchor, x)
+        return x, state._replace(momentum=v, metrics=metrics)
+
+    def launch(x, state, extra):
+        del extra
+        ahead = jax.tree.map(jnp.subtract, state.anchor, state.momentum)
+        mean, _, memory = means.mean(ahead, state.memory, state.count, base.healthy(ahead))
+        return x, state._replace(anchor=mean, memory=memory)
+
+    due = base.every(period)
+    return base.rule(init, (due, arrive), base.Launch(due, launch))

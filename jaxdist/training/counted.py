@@ -1,0 +1,164 @@
+"""Count-triggered rounds: workers take unequal numbers of local steps, then all sync."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
+
+from jaxdist import collectives, rules
+from jaxdist.traffic import Traffic
+from jaxdist.training.feed import Advance, Feed, Progress
+from jaxdist.training.journal import traffic_of
+from jaxdist.training.multihost import Store
+from jaxdist.training.run import Run
+from jaxdist.training.state import TrainState
+from jaxdist.training.step import make_probe_gradient, worker_step
+from jaxdist.workers import Workers
+
+_RUNS = itertools.count()
+
+
+def make_counted(run: Run, traffic: Traffic) -> Advance:
+    """Compiles count-triggered rounds, the asynchronous training of the GRAWA and LSGD code.
+
+    In a round the workers take `W run.trigger` local steps in all, faster ones more; then all sync.
+    Local steps are programs without collectives on each process's own devices, so that nobody waits
+    for anybody. With `run.grants` each worker takes what that says, in masked steps. Without, each
+    process takes a step for all its workers whenever it is ready and a counter that all share
+    grants one.
+
+    A worker's batches, random numbers and schedules go by its own local steps; for the rule a round
+    is `run.trigger` steps.
+
+    Args:
+        run: the run.
+        traffic: what it sends.
+
+    Raises:
+        ValueError: if the rule sends at local steps, or syncs within a round.
+    """
+    _check(run, traffic)
+    feed, mine = Feed(run), _indices_here(run)
+    here = Workers(len(mine), run.workers.mesh.local_mesh)
+    step, sync = _make_local_step(run, here), _make_sync(run)
+    turns = _Counter(run) if run.grants is None else lambda number: _masks(run.grants[number, mine])
+    told = {name: here.put(np.full(len(mine), np.nan, np.float32)) for name in ("loss", "norm")}
+    zero = here.put(np.zeros(len(mine), np.float32))
+
+    def advance(state, done):
+        nonlocal told
+        own, steps = _here(run, state.own), np.zeros(run.workers.num, np.int64)
+        steps[mine] = np.asarray(own[-1])
+        told["sum"] = zero
+        for active in turns(done // run.trigger):
+            batch = _here(run, feed.batch(steps))
+            active = np.broadcast_to(active, mine.shape)
+            _, (own, told) = step(state.key, own, told, here.put((mine, active)), batch)
+            jax.block_until_ready(told["loss"])
+            steps[mine] += active
+        end = done + run.trigger
+        own, metrics = _everywhere(run, (own, told))
+        losses = [metrics.pop("sum")]
+        probe = feed.probe(end - 1)
+        step_done, (own, found) = sync((state.step, state.key), own, metrics["loss"], probe)
+        metrics = {"loss": metrics["loss"], "grad_norm": metrics["norm"], **found}
+        return Progress(end, TrainState(step_done, state.key, *own), metrics, losses)
+
+    return advance
+
+
+class _Counter:
+    """The turns of this process in each round: whether there is one more, a shared counter says."""
+
+    def __init__(self, run: Run):
+        self._store = Store(f"jaxdist/{next(_RUNS)}")
+        self._turns = run.trigger * jax.process_count()
+        self._seconds = run.patience
+
+    def __call__(self, number: int) -> Iterator[bool]:
+        counter, place = f"round {number}", f"the sync of round {number}"
+        while self._store.increment(counter) <= self._turns:
+            yield True
+        self._store.meet(place, self._seconds)
+        if number:  # nobody is there any more
+            self._store.forget(f"the sync of round {number - 1}")
+
+
+def _masks(steps: np.ndarray) -> Iterator[np.ndarray]:
+    """Which workers take a step, until each has taken its number of `steps`."""
+    for turn in range(steps.max(initial=0)):
+        yield turn < steps
+
+
+def _make_local_step(run: Run, here: Workers) -> Callable:
+    """Compiles a local step of the workers of this process that are active."""
+    one = worker_step(run, only=("local",))
+
+    def one_worker(key, own, told, who, batch):
+        me, active = who
+        new, metrics = one(own[-1], key, me, own, batch, None)
+        found = {"loss": metrics["loss"], "norm": metrics["grad_norm"]}
+        found["sum"] = told["sum"] + metrics["loss"]
+        pick = lambda new, old: jnp.where(active, new, old)
+        return (), jax.tree.map(pick, (new, found), (own, told))
+
+    return here.spmd(one_worker, donate_argnums=1)
+
+
+def _make_sync(run: Run) -> Callable:
+    """Compiles the sync at the end of a round."""
+    probe_gradient = make_probe_gradient(run)
+
+    def one_worker(shared, own, loss, probe):
+        start, key = shared
+        end = start + run.trigger
+        params, model_state, opt_state, taken = own
+        extra = {}
+        if probe is not None:
+            me = collectives.index(run.workers.axis)
+            rng = jax.random.fold_in(jax.random.fold_in(key, end - 1), me)
+            extra["probe_grad"] = probe_gradient(params, model_state, *probe, rng)
+        params, opt_state = rules.communicate(
+            run.tx, opt_state, params, step=end - 1, value=loss, **extra
+        )
+        found = {**rules.metrics(opt_state), "local_steps": taken}
+        return end, ((params, model_state, opt_state, taken), found)
+
+    return run.workers.spmd(one_worker, donate_argnums=1)
+
+
+def _indices_here(run: Run) -> np.ndarray:
+    """The workers of this process."""
+    every, place = np.arange(run.workers.num), run.workers.sharding
+    index = jax.make_array_from_callback(every.shape, place, lambda i: every[i])
+    return np.asarray(_here(run, index))
+
+
+def _here(run: Run, tree: Any) -> Any:
+    """This process's part of stacked arrays, on its own mesh; nothing is copied."""
+    return multihost_utils.global_array_to_host_local_array(tree, run.workers.mesh, P("worker"))
+
+
+def _everywhere(run: Run, tree: Any) -> Any:
+    """The stacked arrays of which every process has its part."""
+    return multihost_utils.host_local_array_to_global_array(tree, run.workers.mesh, P("worker"))
+
+
+def _check(run: Run, traffic: Traffic) -> None:
+    if traffic_of(run, only=("local",)).entries:
+        raise ValueError(
+            f"trigger={run.trigger}: the rule {run.rule!r} communicates at every local step; "
+            f"count-triggered rounds need one that only does so at its syncs"
+        )
+    steps = np.arange(run.steps)
+    within = traffic.pattern(steps).any(0) & ((steps + 1) % run.trigger != 0)
+    if within.any():
+        raise ValueError(
+            f"trigger={run.trigger}: the rule {run.rule!r} has something to do after step "
+            f"{int(within.argmax()) + 1}; it may only sync at multiples of the trigger"
+        )
