@@ -6,9 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import numpy as np
+import optax
 
 from experiments.components import SLOTS, Component, component
+from experiments.optimizers import by_step
+from experiments.pace import Clock, pace
 from jaxdist import rules
+from jaxdist.clock import Timeline
 from jaxdist.data import Sampler, make_augment
 from jaxdist.names import lookup
 from jaxdist.training import Run
@@ -57,6 +62,15 @@ class Config:
     """Decides the initial parameters, the shards, the batches and the augmentation."""
     batch_norm: Literal["local", "average", "reestimate"] = "average"
     """BatchNorm statistics to evaluate with: each worker's, their mean, or those of new batches."""
+    clock: Clock = dataclasses.field(default_factory=Clock)
+    asynchronous: bool = False
+    """Faster workers take more local steps in a round, or apply averages later, as the clock says;
+    without a clock real processes take as many as they are fast."""
+    round_steps: int = 1
+    """Steps in one compiled program."""
+    overlap: Literal["inside", "beside"] = "inside"
+    """Where averages that are used later are computed: in the steps' program, or on as many further
+    devices (on CPU the only way to overlap)."""
     local: Literal["vmap", "unroll"] = "vmap"
     """How the gradients of several workers on one device are computed."""
     fsdp: int = 1
@@ -80,6 +94,11 @@ class Config:
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name}={getattr(self, name)}: allowed are numbers above 0")
 
+    @property
+    def devices(self) -> int:
+        """How many devices a run of one process asks for where it can force them, on a CPU."""
+        return self.workers * self.fsdp * (2 if self.overlap == "beside" else 1)
+
     def plain(self) -> dict[str, Any]:
         """The whole configuration as plain JSON types; `from_plain` reads it back."""
         plain = dataclasses.asdict(self)
@@ -96,7 +115,9 @@ def from_plain(plain: Mapping[str, Any]) -> Config:
     for name in plain:
         lookup(fields, name, "config key")
     parts = {slot: component(slot, **plain[slot]) for slot in SLOTS if slot in plain}
-    return Config(**plain | parts | {"augment": Augment(**plain.get("augment", {}))})
+    nested = {"augment": Augment, "clock": Clock}
+    read = {name: kind(**plain.get(name, {})) for name, kind in nested.items()}
+    return Config(**plain | parts | read)
 
 
 def build(config: Config) -> Run:
@@ -105,19 +126,39 @@ def build(config: Config) -> Run:
     Raises:
         ValueError: from the part that a wrong value belongs to.
     """
+    return paced(config)[0]
+
+
+def paced(config: Config) -> tuple[Run, Timeline | None]:
+    """`build`, and the run's timeline on its virtual clock, None without one."""
+    clock = config.clock
+    if not clock.budget:
+        return _paced(config, config)
+    longest = dataclasses.replace(clock, budget=0.0)
+    steps = math.ceil(clock.budget / clock.step_seconds) * 2
+    run, _ = _paced(dataclasses.replace(config, clock=longest, steps=steps), config)
+    within = int(np.searchsorted(run.virtual_seconds, clock.budget, side="right"))
+    steps = max(within, 1) * (run.trigger or 1)
+    return _paced(dataclasses.replace(config, clock=longest, steps=steps), config)
+
+
+def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
     inner = {"fsdp": config.fsdp} if config.fsdp > 1 else None
-    workers = Workers.create(config.workers, devices=_devices(config), inner=inner)
+    places = _devices(config)
+    workers, *beside = (Workers.create(config.workers, devices=d, inner=inner) for d in places)
     dataset = config.data()
     shards = config.shards(dataset.train, config.workers, config.seed)
     per_epoch = Sampler(shards, config.batch_size, config.seed).steps_per_epoch
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     rule, options = config.rule.factory, config.rule.options()
-    optimizer = config.optimizer(config.schedule(config.learning_rate, steps))
-    return Run(
+    rate = by_step(config.schedule(config.learning_rate, steps))
+    optimizer = optax.chain(config.optimizer(1.0), rate)
+    make = lambda **options: rules.compose(optimizer, rule, workers.axis, **options)
+    run = Run(
         workers=workers,
         model=config.model(dataset.input_shape, dataset.num_classes),
         dataset=dataset,
-        tx=rules.compose(optimizer, rule, workers.axis, **options),
+        tx=make(**options),
         rule=rule,
         shards=shards,
         batch_size=config.batch_size,
@@ -130,14 +171,32 @@ def build(config: Config) -> Run:
         eval_every=config.eval_every,
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
+        round_steps=config.round_steps,
+        beside=next(iter(beside), None),
         tensorboard=config.tensorboard,
-        description=config.plain(),
+        description=described.plain(),
     )
+    return pace(config, run, make)
 
 
-def _devices(config: Config) -> list[jax.Device]:
-    """All devices; of a CPU's forced ones, which may be too many, one for each worker's part."""
-    devices = jax.devices()
-    if devices[0].platform == "cpu" and jax.process_count() == 1:
-        return devices[: config.workers * config.fsdp]
-    return devices
+def _devices(config: Config) -> list[list[jax.Device]]:
+    """Where the workers are, and where there are others beside them.
+
+    All devices; of a CPU's forced ones, which may be too many, one for each worker's part. Beside
+    the workers is the second half of each process's.
+    """
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    if jax.default_backend() == "cpu" and len(by_process) == 1:
+        by_process = {0: by_process[0][: config.devices]}
+    if config.overlap == "inside":
+        return [[device for devices in by_process.values() for device in devices]]
+    if odd := [process for process, devices in by_process.items() if len(devices) % 2]:
+        raise ValueError(
+            f"overlap='beside': process {odd[0]} has {len(by_process[odd[0]])} devices; it must be "
+            f"an even number, half of them for the workers"
+        )
+    cut = lambda devices: (devices[: len(devices) // 2], devices[len(devices) // 2 :])
+    halves = zip(*map(cut, by_process.values()), strict=True)
+    return [[device for devices in half for device in devices] for half in halves]

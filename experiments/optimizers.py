@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -75,6 +77,24 @@ def drops(
     falls = {round(point * steps) - rise: factor for point in at}
     decay = optax.piecewise_constant_schedule(learning_rate, falls)
     return _warmed_up(decay, learning_rate, steps, warmup)
+
+
+def by_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies the updates by the learning rate of the run's step.
+
+    That is the extra argument `step`: all workers have the same rate at the same time, however many
+    local steps each has taken.
+
+    Args:
+        schedule: step -> learning rate.
+    """
+
+    def update(updates, state, params=None, *, step, **_):
+        del params
+        rate = schedule(step)
+        return jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def sgd(

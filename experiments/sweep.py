@@ -54,12 +54,13 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 
 def _sweep(argv: Sequence[str], names: Sequence[str], parts: Sequence[str]) -> None:
     parsed = {Path(name).stem: _parse(argv, cli.load(name, parts)) for name in names}
-    cli.start(max(arguments.run.workers * arguments.run.fsdp for arguments in parsed.values()))
+    cli.start(max(arguments.run.devices for arguments in parsed.values()))
 
     from experiments import comparison
-    from experiments.config import build
+    from experiments.config import paced
     from jaxdist.training import multihost, train
 
+    timelines = {}
     for name, arguments in parsed.items():
         for seed in arguments.seeds:
             config = dataclasses.replace(arguments.run, seed=seed)
@@ -68,9 +69,14 @@ def _sweep(argv: Sequence[str], names: Sequence[str], parts: Sequence[str]) -> N
             if multihost.is_main():
                 print(f"{name}, seed {seed}", flush=True)
             folder = arguments.workdir / name / f"seed_{seed}"
-            train(build(config), folder, progress=arguments.progress)
+            run, timeline = paced(config)
+            if timeline is not None:
+                timelines.setdefault(name, timeline)
+            train(run, folder, progress=arguments.progress)
     if multihost.is_main():
-        comparison.write(arguments.workdir, list(parsed), arguments.seeds)
+        comparison.write(arguments.workdir, list(parsed), arguments.seeds, arguments.target)
+        if timelines:
+            comparison.plot_timelines(timelines, arguments.workdir / "timelines.png")
 
 
 def _parse(argv: Sequence[str], default: "Config"):
@@ -91,10 +97,16 @@ def _parse(argv: Sequence[str], default: "Config"):
         """The seeds, in place of the configuration's own."""
         bytes_budget: float | None = None
         """Give each rule the shortest period with which a worker sends at most so many bytes."""
+        target: float | None = None
+        """A test accuracy: the table says when each run first reached it."""
         progress: bool = True
         """Show a progress bar for each run."""
         traceback: bool = False
         """Show where an error comes from."""
+
+        def __post_init__(self):
+            if self.target is not None and not 0 < self.target <= 1:
+                raise ValueError(f"target={self.target}: allowed is an accuracy in (0, 1]")
 
     return cli.parse(Arguments, argv, PROG)
 

@@ -57,7 +57,7 @@ def _train(argv: Sequence[str], default: "Config") -> None:
         """Show where an error comes from."""
 
     arguments = cli.parse(Arguments, argv, PROG)
-    cli.start(arguments.run.workers * arguments.run.fsdp)
+    cli.start(arguments.run.devices)
 
     from experiments.config import build
     from jaxdist.training import multihost, train

@@ -4,8 +4,9 @@ Seconds and bytes. `simulate` runs what a rule sends, as `Traffic.of` counts it,
 a given link; nothing is trained.
 """
 
+from jaxdist.clock.asynchronous import Arrivals, DelayedTimeline, arrivals, delays
 from jaxdist.clock.link import Link
-from jaxdist.clock.picture import plot
+from jaxdist.clock.picture import draw, plot
 from jaxdist.clock.schedule import grants, simulate, simulate_rounds
 from jaxdist.clock.speeds import (
     Speeds,
@@ -18,10 +19,15 @@ from jaxdist.clock.speeds import (
 from jaxdist.clock.timeline import Timeline
 
 __all__ = [
+    "Arrivals",
+    "DelayedTimeline",
     "Link",
     "Speeds",
     "Timeline",
+    "arrivals",
     "constant",
+    "delays",
+    "draw",
     "grants",
     "log_normal",
     "measured",

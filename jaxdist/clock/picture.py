@@ -33,10 +33,18 @@ def plot(timeline: Timeline, path: str | os.PathLike[str] | None = None) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    num = timeline.num_workers
-    figure = Figure(figsize=(12.8, 1.6 + 0.4 * num), layout="constrained")
+    figure = Figure(figsize=(12.8, 1.6 + 0.4 * timeline.num_workers), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    draw(figure.add_subplot(), timeline)
+    figure.legend(loc="outside upper center", ncols=len(_COLORS))
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def draw(axes: Any, timeline: Timeline) -> None:
+    """Draws a timeline into axes of a figure, as `plot` does; the legend is the caller's."""
+    num = timeline.num_workers
     for kind, color in _COLORS.items():
         beside = kind == "communicate" and timeline.delay > 0
         for worker in range(num):
@@ -49,7 +57,3 @@ def plot(timeline: Timeline, path: str | os.PathLike[str] | None = None) -> Any:
     axes.set_yticks(range(num))
     axes.set_ylabel("worker")
     axes.set_xlabel("seconds")
-    figure.legend(loc="outside upper center", ncols=len(_COLORS))
-    if path is not None:
-        figure.savefig(path, dpi=120)
-    return figure

@@ -101,7 +101,7 @@ def grants(speeds: Speeds, period: int, rounds: int) -> np.ndarray:
     return found
 
 
-def simulate_rounds(granted: ArrayLike, speeds: Speeds, sync_seconds: float = 0.0) -> Timeline:
+def simulate_rounds(granted: ArrayLike, speeds: Speeds, sync_seconds: ArrayLike = 0.0) -> Timeline:
     """Runs rounds of unequal local steps on the clock: a blocking sync of all workers after each.
 
     A step of the timeline is a round, its compute are the worker's local steps of that round. A
@@ -110,7 +110,8 @@ def simulate_rounds(granted: ArrayLike, speeds: Speeds, sync_seconds: float = 0.
     Args:
         granted: int `[rounds, W]`, the local steps: what `grants` returns, or those of a real run.
         speeds: of W workers.
-        sync_seconds: how long a sync takes, as `sum(map(link.seconds, traffic.at(step)))`.
+        sync_seconds: how long the syncs take, all or each, as `sum(map(link.seconds,
+            traffic.at(step)))`.
 
     Raises:
         ValueError: if `granted` is no such array, or `sync_seconds` is negative or not finite.
@@ -125,11 +126,13 @@ def simulate_rounds(granted: ArrayLike, speeds: Speeds, sync_seconds: float = 0.
     shape = granted.ndim == 2 and granted.shape[1] == num and len(granted)
     if not shape or granted.dtype.kind not in "iu" or (granted < 0).any():
         raise ValueError(f"granted is {granted}; it must be [rounds, {num}] counts of at least 0")
-    check_least("sync_seconds", sync_seconds)
+    syncs = np.broadcast_to(sync_seconds, len(granted)).tolist()
+    for seconds in syncs:
+        check_least("sync_seconds", seconds)
     ends = np.cumsum(granted, axis=0)
     seconds = np.empty(granted.shape)
     for i in range(num):
         times = np.append(0.0, np.cumsum(speeds.seconds(i, np.arange(ends[-1, i]))))
         seconds[:, i] = np.diff(times[ends[:, i]], prepend=0.0)
     everyone = np.ones((num, num), bool)
-    return run(seconds, [[Exchange(everyone, everyone[0], sync_seconds)]] * len(granted), 0)
+    return run(seconds, [[Exchange(everyone, everyone[0], each)] for each in syncs], 0)

@@ -86,6 +86,13 @@ class Journal:
         """Time since the run began, without that between an interruption and the resumption."""
         return time.monotonic() - self._began
 
+    def virtual(self, done: int) -> dict[str, float]:
+        """The time on the run's virtual clock, if it has one, when `done` steps are done."""
+        if self._run.virtual_seconds is None:
+            return {}
+        advances = done // (self._run.trigger or 1)
+        return {"virtual_seconds": round(float(self._run.virtual_seconds[advances - 1]), 6)}
+
     def bytes_sent(self, done: int) -> int:
         """What each worker has sent in the first `done` steps; `done` never decreases."""
         before, sent = self._sent
@@ -133,6 +140,7 @@ class Journal:
             "step": done,
             "epoch": round(epoch, 4),
             "seconds": round(self.seconds, 3),
+            **self.virtual(done),
             "bytes_sent": self.bytes_sent(done),
         }
 

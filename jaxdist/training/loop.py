@@ -30,7 +30,7 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
     Returns:
         The summary: "rule", "workers", "steps", "test_accuracy", "test_loss",
         "worker_accuracies", "center_accuracy" (if the rule keeps a centre), "consensus_distance",
-        "bytes_sent_per_worker" and "seconds".
+        "bytes_sent_per_worker", "seconds" and, on a virtual clock, "virtual_seconds".
 
     Raises:
         ValueError: if the workdir cannot be written, holds a run of another configuration or a
@@ -59,6 +59,7 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
             **found,
             "bytes_sent_per_worker": journal.bytes_sent(run.steps),
             "seconds": round(journal.seconds, 3),
+            **journal.virtual(run.steps),
         }
     if main:
         plots.draw(workdir / record.METRICS, workdir / record.PLOTS)

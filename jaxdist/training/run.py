@@ -56,6 +56,8 @@ class Run:
             None: all workers take the same steps.
         grants: the local steps of each worker in each such round, int `[rounds, W]`; None: as many
             as it is fast, which the processes count while they run.
+        virtual_seconds: when each step (or count-triggered round) is done on a virtual clock, in
+            seconds from the start; None without one.
         patience: seconds that a process waits at a count-triggered sync for the others.
         tensorboard: writes TensorBoard events besides the JSON lines.
         description: the configuration as plain JSON types; a checkpoint resumes only under an
@@ -86,6 +88,7 @@ class Run:
     beside: Workers | None = None
     trigger: int | None = None
     grants: np.ndarray | None = None
+    virtual_seconds: np.ndarray | None = None
     patience: float = 600.0
     tensorboard: bool = False
     description: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -145,6 +148,12 @@ class Run:
                     f"grants is {self.grants}; it must hold the local steps, at least 0, of "
                     f"[rounds, W] = {list(shape)}"
                 )
+        advances = self.steps // (self.trigger or 1)
+        if self.virtual_seconds is not None and len(self.virtual_seconds) != advances:
+            raise ValueError(
+                f"virtual_seconds has {len(self.virtual_seconds)} entries; there must be one for "
+                f"each of {advances} steps (or rounds)"
+            )
         if not self.patience > 0:
             raise ValueError(f"patience={self.patience}: allowed are seconds above 0")
 
