@@ -4,6 +4,7 @@ import dataclasses
 
 from experiments.components import Component, component
 from experiments.config import Augment, Config
+from experiments.pace import Clock
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -67,6 +68,27 @@ def fashion_mnist_skewed(rule: str, **options) -> Config:
         shards=component("shards", "dirichlet", alpha=0.1, minimum=32),
         optimizer=component("optimizer", "sgd", momentum=0.0),
         learning_rate=0.03,
+    )
+
+
+def straggler(rule: str, *, asynchronous: bool, **options) -> Config:
+    """Fashion-MNIST on a virtual clock, with one of 8 workers three times as slow as the others.
+
+    A step takes 1 s with 10% of spread, 3 s at worker 7; an all-reduce of the model takes 0.57 s.
+    Every run has the same 1,170 virtual seconds, 5 epochs' steps of a worker that never waits.
+    """
+    return dataclasses.replace(
+        fashion_mnist(rule, **options),
+        clock=Clock(
+            step_seconds=1.0,
+            sigma=0.1,
+            stragglers=((7, 3.0),),
+            latency=0.01,
+            bandwidth=1e6,
+            budget=1170.0,
+        ),
+        asynchronous=asynchronous,
+        eval_every=72 if asynchronous else 24,
     )
 
 

@@ -1,0 +1,14 @@
+"""Local SGD, one of 8 workers 3 times as slow: all wait for the straggler at every sync.
+
+Data:      apt-get install dataset-fashion-mnist, or --data.path FOLDER with the four IDX files
+Command:   python -m experiments.train --config straggler_local_sgd --workdir
+           runs/straggler_local_sgd
+Hardware:  2 CPU cores
+Time:      see experiments/RESULTS.md
+Expected:  see experiments/RESULTS.md, which compares the rules over 3 seeds
+Source:    all hyper-parameters but the rule's defaults are ours
+"""
+
+from experiments.configs.recipes import straggler
+
+config = straggler("local_sgd", asynchronous=False, period=16)
