@@ -1,4 +1,4 @@
-"""LASGD (reconstructed), one of 8 workers 3 times as slow: nobody waits; a launch once all have taken 5 steps.
+"""LASGD (reconstructed), one of 8 workers 3 times as slow: nobody waits for anybody.
 
 Data:      apt-get install dataset-fashion-mnist, or --data.path FOLDER with the four IDX files
 Command:   python -m experiments.train --config straggler_lasgd --workdir

@@ -1,4 +1,4 @@
-"""LGRAWA, count-triggered, one of 8 workers 3 times as slow: faster workers take more local steps.
+"""LGRAWA, count-triggered, one of 8 workers 3 times as slow: the fast take more steps.
 
 Data:      apt-get install dataset-fashion-mnist, or --data.path FOLDER with the four IDX files
 Command:   python -m experiments.train --config straggler_lgrawa --workdir
