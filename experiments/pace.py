@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from experiments.config import Config
 
 
+_LATE = ("lasgd", "dasgd")
+
+
 @dataclasses.dataclass(frozen=True)
 class Clock:
     """The workers' speeds and their link, in virtual seconds."""
@@ -84,21 +87,21 @@ def pace(
         return run, None
     speeds, traffic = config.clock.speeds(config.workers, config.seed), traffic_of(run)
     timeline, given = None, {}
-    if bounded:
+    if not config.asynchronous:
+        timeline = clock.simulate(traffic, speeds, link, run.steps, delay=_delay(config))
+    elif bounded:
         table, timeline = clock.delays(
             traffic, speeds, link, run.steps, period=period, max_delay=options["max_delay"]
         )
         given = {"tx": make(**options | {"delay": table})}
-    elif not config.asynchronous:
-        timeline = clock.simulate(traffic, speeds, link, run.steps, delay=_delay(config))
     else:
         ends = period * (1 + np.arange(run.steps // period))
         syncs = [sum(map(link.seconds, traffic.at(end - 1))) for end in ends]
-        late = "delay" in options  # nobody waits for an average, it is used at the next launch
-        if late or "quorum" in options:
+        if "quorum" in options or config.rule.factory in _LATE:
             quorum = options.get("quorum", config.workers)
             merges = clock.arrivals(speeds, max(syncs), period, len(ends), quorum=quorum, grace=0.0)
-            found = {"delay": period} if late else {"arrived": merges.arrived}
+            # nobody waits for a late average: it is used at the next launch
+            found = {"arrived": merges.arrived} if "quorum" in options else {"delay": period}
             given = {"tx": make(**options | found), "grants": merges.steps}
             given["virtual_seconds"] = merges.seconds
         else:

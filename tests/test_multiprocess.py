@@ -1,22 +1,15 @@
 """Two real processes of four CPU devices each against one process of eight."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from processes import run_processes
 from tiny_runs import norm_net, saved, tiny_run
 
 from jaxdist.data import make_augment
 from jaxdist.training import train
-
-SECONDS = 150
-"""How long the processes may take before they are killed."""
 
 CHILD = """
 import sys
@@ -46,49 +39,11 @@ def make(steps):
     )
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def run_processes(num, workdir):
-    """Starts `num` processes, waits, and kills what is left; gives each one's status and output."""
-    here = Path(__file__).parent
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-        "JAX_NUM_PROCESSES": str(num),
-    }
-    command = [sys.executable, "-c", CHILD, str(workdir)]
-    children = [
-        subprocess.Popen(
-            command,
-            env=environment | {"JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(num)
-    ]
-    outputs = []
-    try:
-        for child in children:
-            outputs.append(child.communicate(timeout=SECONDS)[0])
-    finally:
-        for child in children:
-            child.kill()
-            child.communicate()
-    return [(c.returncode, o) for c, o in zip(children, outputs, strict=True)]
-
-
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """Three steps, a checkpoint, a resumption and three more: the same numbers and files."""
     one, two = tmp_path / "one", tmp_path / "two"
-    for code, output in run_processes(2, two):
+    for code, output in run_processes(2, CHILD, two):
         assert code == 0, output[-3000:]
         assert "6" in output.splitlines()[-1], output[-3000:]
     summary = train(make(6), one, progress=False)

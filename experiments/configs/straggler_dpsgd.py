@@ -11,4 +11,4 @@ Source:    all hyper-parameters but the rule's defaults are ours
 
 from experiments.configs.recipes import straggler
 
-config = straggler("dpsgd", asynchronous=False, topology="al_dsgd(graph=1)")
+config = straggler("dpsgd", asynchronous=False, topology="ring")

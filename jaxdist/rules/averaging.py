@@ -62,8 +62,10 @@ def average_gradients(
     base.check_axis(axis)
     means = Means(axis, compress, reference=False)
 
-    def update(updates, state, params=None, **_):
+    def update(updates, state, params=None, *, only=base.PARTS, **_):
         del params
+        if "local" not in only:
+            return updates, state
         weight = base.healthy(updates)
         average, _, memory = means.mean(updates, state.memory, state.count, weight)
         return average, state._replace(count=state.count + 1, memory=memory)
@@ -212,8 +214,7 @@ def _averaging(axis, means, due):
     base.check_axis(axis)
 
     def act(x, state, extra):
-        del extra
-        mean, _, memory = means.mean(x, state.memory, state.count, base.healthy(x))
+        mean, _, memory = means.mean(x, state.memory, extra.step, base.healthy(x))
         return mean, state._replace(memory=memory)
 
     return base.rule(_init(means), (due, act))

@@ -175,8 +175,7 @@ def _delayed(axis, period, delay, max_delay, mix, compress):
         return DelayedState(base.counter(), params, params, metrics, means.init(params))
 
     def launch(x, state, extra):
-        del extra
-        mean, _, memory = means.mean(x, state.memory, state.count, base.healthy(x))
+        mean, _, memory = means.mean(x, state.memory, extra.step, base.healthy(x))
         return x, state._replace(snapshot=x, mean=mean, memory=memory)
 
     def arrive(x, state, extra):
@@ -198,10 +197,9 @@ def _delayed(axis, period, delay, max_delay, mix, compress):
             due = _due_for_any(delay, period)
         else:
             due = lambda t: (t + 1 >= period + delay) & ((t + 1 - delay) % period == 0)
-        launched, arrived = (base.every(period), launch), (due, arrive)
         if of_each or delay > 0:
-            return arrived, base.Launch(*launched)
-        return launched, arrived
+            return (due, arrive), base.Launch(base.every(period), launch)
+        return [(due, lambda x, state, extra: arrive(*launch(x, state, extra), extra))]
 
     return base.rule_of_size(axis, init, syncs)
 

@@ -31,11 +31,17 @@ class EasgdState(NamedTuple):
 
 
 class EamsgdState(NamedTuple):
-    """State of `eamsgd`: that of `easgd`, and the velocity v_i."""
+    """State of `eamsgd`: that of `easgd`, and
+
+    Attributes:
+        velocity: v_i.
+        moved: 1 if this worker has made a step since the last sync, else 0.
+    """
 
     count: jax.Array
     center: optax.Params
     velocity: optax.Params
+    moved: jax.Array
     metrics: dict[str, Any]
     memory: Any
 
@@ -86,8 +92,7 @@ def easgd(
         return EasgdState(base.counter(), wide(params), _no_metrics(), means.init(params))
 
     def sync(x, state, extra):
-        del extra
-        return _elastic(x, x, state, _strength(axis, alpha), means)
+        return _elastic(x, x, state, _strength(axis, alpha), means, extra.step)
 
     return base.rule(init, (base.every(period), sync))
 
@@ -134,21 +139,24 @@ def eamsgd(
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
         memory = means.init(params)
-        return EamsgdState(base.counter(), wide(params), zeros, _no_metrics(), memory)
+        still = jnp.float32(0)
+        return EamsgdState(base.counter(), wide(params), zeros, still, _no_metrics(), memory)
 
     def local(y, state, extra):
         v = jax.tree.map(lambda v, u: momentum * v + u, state.velocity, extra.update)
-        return jax.tree.map(lambda y, v: y + momentum * v, y, v), state._replace(velocity=v)
+        ahead = jax.tree.map(lambda y, v: y + momentum * v, y, v)
+        return ahead, state._replace(velocity=v, moved=jnp.float32(1))
 
     def sync(y, state, extra):
-        del extra
-        before = jax.tree.map(lambda y, v: y - (1 + momentum) * v, y, state.velocity)
-        return _elastic(y, before, state, _strength(axis, alpha), means)
+        back = momentum + state.moved  # a worker that made no step since has no step to undo
+        before = jax.tree.map(lambda y, v: y - back.astype(v.dtype) * v, y, state.velocity)
+        state = state._replace(moved=jnp.float32(0))
+        return _elastic(y, before, state, _strength(axis, alpha), means, extra.step)
 
     return base.rule(init, (base.every(period), sync), local=local)
 
 
-def _elastic(x, at, state, alpha, means):
+def _elastic(x, at, state, alpha, means, step):
     """Pulls `x` and the centre by the elastic force at `at`: (x, state)."""
     center = state.center
     force = jax.tree.map(lambda a, c: alpha * (a.astype(c.dtype) - c), at, center)
@@ -156,7 +164,7 @@ def _elastic(x, at, state, alpha, means):
     metrics = {"center_distance": base.distance(at, center)}
     ok = base.healthy(at)
     counted = jax.tree.map(lambda f: jnp.where(ok, f, 0), force)
-    total, memory = means.sum(counted, state.memory, state.count)
+    total, memory = means.sum(counted, state.memory, step)
     center = jax.tree.map(jnp.add, center, total)
     return pulled, state._replace(center=center, metrics=metrics, memory=memory)
 

@@ -206,8 +206,7 @@ def gossip_pga(
         return GlobalState(*mixing.init(params), means.init(params))
 
     def average(x, state, extra):
-        del extra
-        mean, _, memory = means.mean(x, state.memory, state.count, base.healthy(x))
+        mean, _, memory = means.mean(x, state.memory, extra.step, base.healthy(x))
         return mean, mixing.note(state, 1.0)._replace(memory=memory)
 
     def syncs(num):

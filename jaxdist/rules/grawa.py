@@ -196,7 +196,7 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, m
         corrected = jax.tree.map(lambda A: A / (1 - decay**state.norm_count), state.norm)
         usable = base.healthy(x) & base.healthy(corrected)
         u = jax.tree.map(lambda A: jnp.where(usable, 1 / jnp.maximum(A, FLOOR), 0), corrected)
-        center, total, memory = means.mean(x, state.memory, state.count, u)
+        center, total, memory = means.mean(x, state.memory, extra.step, u)
         metrics = {
             "weight": jax.tree.map(jnp.divide, u, total),
             "gradient_norm": corrected,

@@ -19,7 +19,8 @@ class LsgdState(NamedTuple):
 
     Attributes:
         count: steps taken.
-        losses: `[window]`, this worker's last losses, newest last.
+        losses: `[window]`, this worker's last losses, newest last; inf where there was none yet,
+            NaN for one that was not finite.
         leader: the global leader's parameters at the last sync, () without prox.
         local_leader: the group leader's, () without local prox.
         metrics: leader and local_leader, the indices of the last ones (-1: none yet), and
@@ -120,7 +121,7 @@ def lsgd(
             metrics["local_leader"] = jnp.int32(-1)
         return LsgdState(
             base.counter(),
-            jnp.full((window,), jnp.nan, jnp.float32),
+            jnp.full((window,), jnp.inf, jnp.float32),
             params if keep else (),
             params if keep_local else (),
             metrics,
@@ -130,6 +131,7 @@ def lsgd(
 
     def local(x, state, extra):
         loss = jnp.asarray(extra.need("value", "lsgd"), jnp.float32)
+        loss = jnp.where(jnp.isfinite(loss), loss, jnp.nan)
         state = state._replace(losses=jnp.append(state.losses[1:], loss))
         if keep:
             x = base.pull(x, state.leader, prox / period)
@@ -137,16 +139,15 @@ def lsgd(
             x = base.pull(x, state.local_leader, local_prox / local_period)
         return x, state
 
-    def elect(x, state, memory, groups):
-        known = jnp.arange(window) >= window - 1 - state.count  # the first losses are few
+    def elect(x, state, memory, groups, step):
+        known = ~jnp.isinf(state.losses)  # the first losses are few
         mean = jnp.where(known, state.losses, 0).sum() / known.sum()
         score = jnp.where(base.healthy(x), mean, jnp.inf)
-        return exchange.elect(x, score, memory, state.count, groups)
+        return exchange.elect(x, score, memory, step, groups)
 
     def local_sync(x, state, extra):
-        del extra
         _check_members(groups, collectives.size(axis))
-        leader, who, memory = elect(x, state, state.local_memory, groups)
+        leader, who, memory = elect(x, state, state.local_memory, groups, extra.step)
         state = state._replace(
             local_leader=leader if keep_local else (),
             metrics=state.metrics | {"local_leader": who},
@@ -155,8 +156,7 @@ def lsgd(
         return base.pull(x, leader, local_strength), state
 
     def sync(x, state, extra):
-        del extra
-        leader, who, memory = elect(x, state, state.memory, None)
+        leader, who, memory = elect(x, state, state.memory, None, extra.step)
         metrics = {"leader": who, "leader_distance": base.distance(x, leader)}
         state = state._replace(
             leader=leader if keep else (), metrics=state.metrics | metrics, memory=memory

@@ -131,10 +131,9 @@ def _outer(axis, period, outer, compress):
         return OuterState(base.counter(), anchor, outer.init(anchor), metrics, means.init(params))
 
     def sync(x, state, extra):
-        del extra
         anchor = state.anchor
         apart = jax.tree.map(jnp.subtract, anchor, wide(x))
-        gradient, _, memory = means.mean(apart, state.memory, state.count, base.healthy(x))
+        gradient, _, memory = means.mean(apart, state.memory, extra.step, base.healthy(x))
         updates, outer_state = outer.update(gradient, state.outer, anchor)
         new = optax.apply_updates(anchor, updates)
         metrics = {

@@ -86,9 +86,8 @@ def overlap_local_sgd(
         return x, state._replace(momentum=v, metrics=metrics)
 
     def launch(x, state, extra):
-        del extra
         ahead = jax.tree.map(jnp.subtract, state.anchor, state.momentum)
-        mean, _, memory = means.mean(ahead, state.memory, state.count, base.healthy(ahead))
+        mean, _, memory = means.mean(ahead, state.memory, extra.step, base.healthy(ahead))
         return x, state._replace(anchor=mean, memory=memory)
 
     due = base.every(period)

@@ -68,8 +68,7 @@ def dppf(
     means = Means(axis, compress, "levels")
 
     def sync(x, state, extra):
-        del extra
-        center, _, memory = means.mean(x, state.memory, state.count, base.healthy(x))
+        center, _, memory = means.mean(x, state.memory, extra.step, base.healthy(x))
         apart = base.distance(x, center)
         # A distance within the rounding of the mean has no direction to be pushed in.
         eps = max(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(x))

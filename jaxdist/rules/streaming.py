@@ -108,11 +108,10 @@ def streaming_diloco(
 
     def launch(number):
         def act(x, state, extra):
-            del extra
             part, anchor = fragments_of(x, fragments)[number], state.anchor[number]
             apart = jax.tree.map(jnp.subtract, anchor, wide(part))
             gradient, _, memory = means.mean(
-                apart, state.memory[number], state.count, base.healthy(part)
+                apart, state.memory[number], extra.step, base.healthy(part)
             )
             return x, state._replace(
                 gradient=_put(state.gradient, number, gradient),
@@ -144,9 +143,11 @@ def streaming_diloco(
 
     syncs = []
     for number in range(fragments):
-        launched = due(number, 0), launch(number)
-        syncs += [base.Launch(*launched) if delay else launched]
-        syncs += [(due(number, delay), arrive(number))]
+        begin, end = launch(number), arrive(number)
+        if delay:
+            syncs += [base.Launch(due(number, 0), begin), (due(number, delay), end)]
+        else:
+            syncs += [(due(number, 0), _then(begin, end))]
     return base.rule(init, *syncs)
 
 
@@ -170,6 +171,10 @@ def fragments_of(tree: Any, number: int) -> list[list[jax.Array]]:
         begin = min(max(cut, begin + 1), len(leaves) - (number - p))
         cuts.append(begin)
     return [leaves[a:b] for a, b in zip(cuts, [*cuts[1:], len(leaves)], strict=True)]
+
+
+def _then(begin, end):
+    return lambda x, state, extra: end(*begin(x, state, extra), extra)
 
 
 def _put(items: list, number: int, value: Any) -> list:

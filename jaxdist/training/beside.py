@@ -61,6 +61,7 @@ def make_beside(run: Run) -> Advance:
         stops = run.log_every, run.eval_every, run.checkpoint_every
         if any(passed(done, done + 1, every, run.steps) for every in stops):
             state = land(state)
+            metrics |= rules.metrics(state.opt_state)  # what has landed with it
         return Progress(done + 1, state, metrics, [metrics["loss"]])
 
     return advance

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import PartitionSpec as P
 
 from jaxdist import collectives, rules
 from jaxdist.traffic import Traffic
@@ -32,8 +31,8 @@ def make_counted(run: Run, traffic: Traffic) -> Advance:
     process takes a step for all its workers whenever it is ready and a counter that all share
     grants one.
 
-    A worker's batches, random numbers and schedules go by its own local steps; for the rule a round
-    is `run.trigger` steps.
+    A worker's batches and random numbers go by its own local steps; for the rule, and for what goes
+    by the step, a round is `run.trigger` steps. A probe gradient is taken after the local steps.
 
     Args:
         run: the run.
@@ -81,12 +80,11 @@ class _Counter:
         self._seconds = run.patience
 
     def __call__(self, number: int) -> Iterator[bool]:
-        counter, place = f"round {number}", f"the sync of round {number}"
-        while self._store.increment(counter) <= self._turns:
+        place = "the sync of round {}".format
+        while self._store.increment(f"{place(number)}/steps") <= self._turns:
             yield True
-        self._store.meet(place, self._seconds)
-        if number:  # nobody is there any more
-            self._store.forget(f"the sync of round {number - 1}")
+        self._store.meet(place(number), self._seconds)
+        self._store.forget(place(number - 1))  # which all have left
 
 
 def _masks(steps: np.ndarray) -> Iterator[np.ndarray]:
@@ -141,12 +139,14 @@ def _indices_here(run: Run) -> np.ndarray:
 
 def _here(run: Run, tree: Any) -> Any:
     """This process's part of stacked arrays, on its own mesh; nothing is copied."""
-    return multihost_utils.global_array_to_host_local_array(tree, run.workers.mesh, P("worker"))
+    part = multihost_utils.global_array_to_host_local_array
+    return jax.tree.map(lambda x: part(x, run.workers.mesh, x.sharding.spec), tree)
 
 
 def _everywhere(run: Run, tree: Any) -> Any:
     """The stacked arrays of which every process has its part."""
-    return multihost_utils.host_local_array_to_global_array(tree, run.workers.mesh, P("worker"))
+    whole = multihost_utils.host_local_array_to_global_array
+    return jax.tree.map(lambda x: whole(x, run.workers.mesh, x.sharding.spec), tree)
 
 
 def _check(run: Run, traffic: Traffic) -> None:

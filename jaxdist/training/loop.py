@@ -4,11 +4,11 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jaxdist.traffic import Traffic
 from jaxdist.training import multihost, plots, record
 from jaxdist.training.advance import make_advance
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.evaluate import make_evaluate
+from jaxdist.training.feed import Advance
 from jaxdist.training.journal import Journal, passed, traffic_of
 from jaxdist.training.metrics import write_json
 from jaxdist.training.progress import progress as console
@@ -43,6 +43,7 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
         checkpoints = Checkpoints(workdir / record.CHECKPOINTS, run.description)
         stack.callback(checkpoints.close)
         traffic = traffic_of(run)  # refuses what does not fit, before a file is written
+        advance = make_advance(run, traffic)  # and this too
         start, state = _begin(run, checkpoints)
         main = multihost.is_main()
         if main:
@@ -51,7 +52,7 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
         journal = Journal(run, traffic, workdir, start, show)
         stack.callback(journal.close)
-        state, found = _steps(run, traffic, state, start, journal, checkpoints)
+        state, found = _steps(run, advance, state, start, journal, checkpoints)
         summary = {
             "rule": run.rule,
             "workers": run.workers.num,
@@ -74,19 +75,23 @@ def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState]:
     state = checkpoints.restore(abstract(run))
     if start > run.steps:
         raise ValueError(f"steps={run.steps}, but the workdir's run is at step {start} already")
+    if run.trigger is not None and start % run.trigger:
+        raise ValueError(
+            f"trigger={run.trigger}, but the workdir's run is at step {start}, within a round"
+        )
     return start, state
 
 
 def _steps(
     run: Run,
-    traffic: Traffic,
+    advance: Advance,
     state: TrainState,
     start: int,
     journal: Journal,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains from step `start` to the end, and evaluates there."""
-    advance, evaluate = make_advance(run, traffic), make_evaluate(run)
+    evaluate = make_evaluate(run)
     done, found = start, None
     while done < run.steps:
         before = done

@@ -1,6 +1,5 @@
 """Several processes in one run: joining, the main one, waiting for each other."""
 
-import collections
 import os
 import time
 from collections.abc import Sequence
@@ -8,6 +7,9 @@ from collections.abc import Sequence
 import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
+
+PARTING = 20
+"""Seconds for which a process that ends waits for the others."""
 
 _JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -25,7 +27,7 @@ def initialize() -> None:
     given = {name: os.environ[name] for name in _JOIN if os.environ.get(name)}
     if not given:
         if _tasks() > 1:
-            jax.distributed.initialize()
+            jax.distributed.initialize(shutdown_timeout_seconds=PARTING)
         return
     if missing := [name for name in _JOIN if name not in given]:
         raise ValueError(f"{', '.join(given)} set without {', '.join(missing)}: set all or none")
@@ -33,7 +35,7 @@ def initialize() -> None:
         if not given[name].isdigit():
             raise ValueError(f"{name}={given[name]!r}: allowed are integers from 0")
     address, num, index = given.values()
-    jax.distributed.initialize(address, int(num), int(index))
+    jax.distributed.initialize(address, int(num), int(index), shutdown_timeout_seconds=PARTING)
 
 
 def is_main() -> bool:
@@ -56,21 +58,23 @@ class Store:
     def __init__(self, name: str):
         # The runtime's client has no public name (jax 0.10); this is the only place that knows it.
         self._client, self._name = distributed.global_state.client, name
-        self._alone: collections.Counter[str] = collections.Counter()  # where there is no runtime
+        self._alone: dict[str, int] = {}  # where there is no runtime
 
     def increment(self, counter: str) -> int:
         """Adds 1 to a counter that begins at 0, and returns what it is then."""
         if self._client is None:
-            self._alone[counter] += 1
+            self._alone[counter] = self._alone.get(counter, 0) + 1
             return self._alone[counter]
         return self._client.key_value_increment(f"{self._name}/{counter}", 1)
 
-    def forget(self, counter: str) -> None:
-        """Removes a counter; nobody may use it any more."""
+    def forget(self, place: str) -> None:
+        """Removes the marks of a place and the counters under it, `<place>/...`."""
         if self._client is None:
-            self._alone.pop(counter, None)
+            self._alone = {
+                name: n for name, n in self._alone.items() if not name.startswith(f"{place}/")
+            }
         else:
-            self._client.key_value_delete(f"{self._name}/{counter}")
+            self._client.key_value_delete(f"{self._name}/{place}/")
 
     def meet(self, place: str, seconds: float) -> None:
         """Waits until every process has come to `place`, where each comes once.
@@ -93,11 +97,6 @@ class Store:
                 missing.append(i)
         if missing:
             raise TimeoutError(_late(missing, place, seconds))
-
-    def leave(self, place: str) -> None:
-        """Removes this process's mark at a place that all have passed."""
-        if self._client is not None:
-            self._client.key_value_delete(f"{self._name}/{place}/{jax.process_index()}")
 
 
 def _late(missing: Sequence[int], place: str, seconds: float) -> str:

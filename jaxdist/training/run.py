@@ -127,12 +127,15 @@ class Run:
         if self.beside is not None:
             meshes = self.workers.mesh, self.beside.mesh
             shapes = [dict(mesh.shape) for mesh in meshes]
-            shared = set(meshes[0].devices.flat) & set(meshes[1].devices.flat)
+            devices = [list(mesh.devices.flat) for mesh in meshes]
+            shared = set(devices[0]) & set(devices[1])
             if self.beside.num != self.workers.num or shapes[0] != shapes[1] or shared:
                 raise ValueError(
                     f"beside has {self.beside.num} workers on {shapes[1]}, {len(shared)} devices "
                     f"of it shared; there must be {self.workers.num} on {shapes[0]}, on others"
                 )
+            if any(a.process_index != b.process_index for a, b in zip(*devices, strict=True)):
+                raise ValueError("beside: each of its devices must be in the process of its worker")
         if self.trigger is None:
             if self.grants is not None:
                 raise ValueError("grants are given without trigger; give both or neither")
@@ -142,12 +145,14 @@ class Run:
                 f"{self.steps}"
             )
         elif self.grants is not None:
-            shape = self.steps // self.trigger, self.workers.num
-            if np.shape(self.grants) != shape or np.min(self.grants) < 0:
+            grants, shape = np.asarray(self.grants), (self.steps // self.trigger, self.workers.num)
+            whole = grants.shape == shape and grants.dtype.kind in "iu"
+            if not whole or (grants < 0).any() or not grants.any(1).all():
                 raise ValueError(
-                    f"grants is {self.grants}; it must hold the local steps, at least 0, of "
-                    f"[rounds, W] = {list(shape)}"
+                    f"grants is {self.grants}; it must hold the local steps of [rounds, W] = "
+                    f"{list(shape)}, integers of at least 0 and not all 0 in a round"
                 )
+            object.__setattr__(self, "grants", grants)
         advances = self.steps // (self.trigger or 1)
         if self.virtual_seconds is not None and len(self.virtual_seconds) != advances:
             raise ValueError(
