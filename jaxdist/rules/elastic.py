@@ -31,7 +31,7 @@ class EasgdState(NamedTuple):
 
 
 class EamsgdState(NamedTuple):
-    """State of `eamsgd`: that of `easgd`, and
+    """State of `eamsgd`: that of `easgd`, and two more.
 
     Attributes:
         velocity: v_i.

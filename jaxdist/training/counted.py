@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 
 from jaxdist import collectives, rules
 from jaxdist.traffic import Traffic
@@ -140,13 +141,18 @@ def _indices_here(run: Run) -> np.ndarray:
 def _here(run: Run, tree: Any) -> Any:
     """This process's part of stacked arrays, on its own mesh; nothing is copied."""
     part = multihost_utils.global_array_to_host_local_array
-    return jax.tree.map(lambda x: part(x, run.workers.mesh, x.sharding.spec), tree)
+    return jax.tree.map(lambda x: part(x, run.workers.mesh, _spec(x)), tree)
 
 
 def _everywhere(run: Run, tree: Any) -> Any:
     """The stacked arrays of which every process has its part."""
     whole = multihost_utils.host_local_array_to_global_array
-    return jax.tree.map(lambda x: whole(x, run.workers.mesh, x.sharding.spec), tree)
+    return jax.tree.map(lambda x: whole(x, run.workers.mesh, _spec(x)), tree)
+
+
+def _spec(x: jax.Array) -> P:
+    """How a stacked array lies on its mesh; JAX forgets the first axis on a single device."""
+    return P("worker", *x.sharding.spec[1:])
 
 
 def _check(run: Run, traffic: Traffic) -> None:
