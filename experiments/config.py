@@ -1,6 +1,7 @@
 """The configuration of a run, and what is built from it."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -102,7 +103,8 @@ class Config:
     def plain(self) -> dict[str, Any]:
         """The whole configuration as plain JSON types; `from_plain` reads it back."""
         plain = dataclasses.asdict(self)
-        return plain | {slot: getattr(self, slot).plain() for slot in SLOTS}
+        plain |= {slot: getattr(self, slot).plain() for slot in SLOTS}
+        return json.loads(json.dumps(plain))  # lists for tuples, as they are read back
 
 
 def from_plain(plain: Mapping[str, Any]) -> Config:

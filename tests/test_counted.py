@@ -19,6 +19,7 @@ from test_rules import flat, problem
 from tiny_runs import few_digits, norm_net, saved
 from ways import advanced, close, linear_run
 
+from experiments.optimizers import by_step
 from jaxdist import Workers, rules
 from jaxdist.data import make_augment
 from jaxdist.training import train
@@ -384,6 +385,24 @@ def check(workdir, rounds):
     assert fast > 1.1 * slow
     run = two_workers(rounds, grants=grants)
     close(saved(run, workdir), advanced(run)[0])
+
+
+def test_schedules_go_by_the_runs_step():
+    """A rate of 0 from step 4 on: in the second round nobody moves but by the sync."""
+    rate = by_step(lambda step: jnp.where(step < 4, 0.1, 0.0))
+    grants = np.array([[7, 5, 3, 1], [1, 3, 5, 7]])
+    run = linear_run("local_sgd", {"period": 4}, trigger=4, grants=grants, steps=8)
+    tx = rules.compose(optax.chain(optax.sgd(1.0), rate), "local_sgd", "worker", period=4)
+    first = advanced(dataclasses.replace(run, tx=tx, steps=4, grants=grants[:1]))[0]
+    plain = advanced(dataclasses.replace(run, steps=4, grants=grants[:1], tx=plain_sgd()))[0]
+    close(first.params, plain.params)
+    both = advanced(dataclasses.replace(run, tx=tx))[0]
+    close(both.params, first.params)
+    assert both.taken.tolist() == [8, 8, 8, 8]
+
+
+def plain_sgd():
+    return rules.compose(optax.sgd(0.1), "local_sgd", "worker", period=4)
 
 
 @pytest.mark.slow

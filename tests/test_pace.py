@@ -115,7 +115,8 @@ def test_without_a_clock_the_processes_count():
 
 def test_plain_and_back():
     before = config("digits_mgrawa", dataclasses.replace(SLOW, pauses=((0, 3, 2.0),)))
-    assert from_plain(json.loads(json.dumps(before.plain()))) == before
+    assert json.loads(json.dumps(before.plain())) == before.plain()  # else no run could resume
+    assert from_plain(before.plain()) == before
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ def make_counted(run: Run, traffic: Traffic) -> Advance:
     process takes a step for all its workers whenever it is ready and a counter that all share
     grants one.
 
-    A worker's batches and random numbers go by its own local steps; for the rule, and for what goes
-    by the step, a round is `run.trigger` steps. A probe gradient is taken after the local steps.
+    A worker's batches and random numbers go by its own local steps. For the rule, and for schedules
+    that go by the step, a round is `run.trigger` steps, in the last of which those stay that take
+    more. A probe gradient is taken after the local steps.
 
     Args:
         run: the run.
@@ -55,10 +56,11 @@ def make_counted(run: Run, traffic: Traffic) -> Advance:
         own, steps = _here(run, state.own), np.zeros(run.workers.num, np.int64)
         steps[mine] = np.asarray(own[-1])
         told["sum"] = zero
-        for active in turns(done // run.trigger):
+        for turn, active in enumerate(turns(done // run.trigger)):
             batch = _here(run, feed.batch(steps))
             active = np.broadcast_to(active, mine.shape)
-            _, (own, told) = step(state.key, own, told, here.put((mine, active)), batch)
+            shared = np.int32(done + min(turn, run.trigger - 1)), state.key
+            _, (own, told) = step(shared, own, told, here.put((mine, active)), batch)
             jax.block_until_ready(told["loss"])
             steps[mine] += active
         end = done + run.trigger
@@ -98,9 +100,9 @@ def _make_local_step(run: Run, here: Workers) -> Callable:
     """Compiles a local step of the workers of this process that are active."""
     one = worker_step(run, only=("local",))
 
-    def one_worker(key, own, told, who, batch):
-        me, active = who
-        new, metrics = one(own[-1], key, me, own, batch, None)
+    def one_worker(shared, own, told, who, batch):
+        (step, key), (me, active) = shared, who
+        new, metrics = one(step, key, me, own, batch, None)
         found = {"loss": metrics["loss"], "norm": metrics["grad_norm"]}
         found["sum"] = told["sum"] + metrics["loss"]
         pick = lambda new, old: jnp.where(active, new, old)
