@@ -18,8 +18,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from experiments.optimizers import OPTIMIZERS, SCHEDULES
+from experiments.optimizers import GRADIENTS, OPTIMIZERS, SCHEDULES
 from jaxdist.data import DATASETS, SHARDS
+from jaxdist.losses import LOSSES
 from jaxdist.models import MODELS
 from jaxdist.names import lookup, parse
 from jaxdist.rules import RULES
@@ -30,8 +31,14 @@ SLOTS: dict[str, Mapping[str, Callable]] = {
     "model": MODELS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "gradient": GRADIENTS,
+    "loss": LOSSES,
     "rule": RULES,
 }
+
+
+_GIVEN = ("has_aux",)
+"""Keyword arguments that whoever calls a factory gives, which are no options."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,9 +52,9 @@ class Component:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _freeze(getattr(self, field.name)))
 
-    def __call__(self, *args):
-        """What the factory makes of `args` and the options."""
-        return self.make(*args, **self.options())
+    def __call__(self, *args, **given):
+        """What the factory makes of the arguments and the options."""
+        return self.make(*args, **given, **self.options())
 
     def options(self) -> dict[str, Any]:
         """The factory's keyword arguments."""
@@ -123,7 +130,7 @@ def component_type(slot: str, name: str, factory: Callable) -> type[Component]:
     parameters = [
         parameter
         for parameter in inspect.signature(factory, eval_str=True).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _GIVEN
     ]
     fields = []
     for parameter in parameters:

@@ -15,9 +15,10 @@ from experiments.optimizers import by_step
 from experiments.pace import Clock, pace
 from jaxdist import rules
 from jaxdist.clock import Timeline
-from jaxdist.data import Sampler, make_augment
+from jaxdist.data import Sampler, make_augment, with_label_noise
 from jaxdist.names import lookup
 from jaxdist.training import Run
+from jaxdist.training.run import cross_entropy
 from jaxdist.workers import Workers
 
 
@@ -47,6 +48,8 @@ class Config:
     optimizer: Component = dataclasses.field(default_factory=lambda: component("optimizer", "sgd"))
     schedule: Component = dataclasses.field(default_factory=lambda: component("schedule", "cosine"))
     shards: Component = dataclasses.field(default_factory=lambda: component("shards", "iid"))
+    gradient: Component = dataclasses.field(default_factory=lambda: component("gradient", "plain"))
+    loss: Component = dataclasses.field(default_factory=lambda: component("loss", "cross_entropy"))
     augment: Augment = Augment()
 
     workers: int = 8
@@ -61,6 +64,10 @@ class Config:
     """Length of the run in steps; overrides epochs."""
     seed: int = 0
     """Decides the initial parameters, the shards, the batches and the augmentation."""
+    shared_noise: bool = False
+    """Perturb all workers alike where gradients are taken at perturbed parameters."""
+    label_noise: float = 0.0
+    """Fraction of the training labels that are made wrong, the same ones in every run of a seed."""
     batch_norm: Literal["local", "average", "reestimate"] = "average"
     """BatchNorm statistics to evaluate with: each worker's, their mean, or those of new batches."""
     clock: Clock = dataclasses.field(default_factory=Clock)
@@ -150,6 +157,8 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
     workers, *beside = (Workers.create(config.workers, devices=d, inner=inner) for d in places)
     dataset = config.data()
     shards = config.shards(dataset.train, config.workers, config.seed)
+    if config.label_noise:
+        dataset = with_label_noise(dataset, rate=config.label_noise, seed=config.seed)
     per_epoch = Sampler(shards, config.batch_size, config.seed).steps_per_epoch
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     rule, options = config.rule.factory, config.rule.options()
@@ -168,6 +177,10 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         seed=config.seed,
         probe_period=options["period"] if options.get("norm_source") == "probe" else None,
         augment=config.augment.make(),
+        loss=config.loss(),
+        test_loss=cross_entropy,
+        gradient=None if config.gradient.factory == "plain" else config.gradient,
+        shared_noise=config.shared_noise,
         local=config.local,
         batch_norm=config.batch_norm,
         eval_every=config.eval_every,

@@ -1,10 +1,13 @@
 """The local optimizers and learning-rate schedules that a run can name."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxdist.flatness import ORACLES
 
 
 def _warmed_up(schedule: optax.Schedule, peak: float, steps: int, warmup: float) -> optax.Schedule:
@@ -150,6 +153,20 @@ def adamw(
     return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
 
 
+def plain(
+    loss: Callable[..., Any], *, has_aux: bool = False
+) -> Callable[..., tuple[Any, optax.Params]]:
+    """The gradient at the parameters themselves.
+
+    Args:
+        loss: `loss(params, batch, key)`.
+        has_aux: whether it returns a pair of the loss and something else.
+    """
+    found = jax.value_and_grad(loss, has_aux=has_aux)
+    return lambda params, batch, *, key, **_: found(params, batch, key)
+
+
+GRADIENTS: dict[str, Callable[..., Any]] = {"plain": plain, **ORACLES}
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd, "adamw": adamw}
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": constant,

@@ -1,6 +1,17 @@
 """Distributed training rules for JAX, as optax gradient transformations."""
 
-from jaxdist import clock, collectives, compression, rules, stacked, topology, traffic
+from jaxdist import (
+    clock,
+    collectives,
+    compression,
+    flatness,
+    losses,
+    optimizers,
+    rules,
+    stacked,
+    topology,
+    traffic,
+)
 from jaxdist._version import __version__
 from jaxdist.workers import Workers
 
@@ -10,6 +21,9 @@ __all__ = [
     "clock",
     "collectives",
     "compression",
+    "flatness",
+    "losses",
+    "optimizers",
     "rules",
     "stacked",
     "topology",

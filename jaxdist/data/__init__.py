@@ -12,6 +12,7 @@ from jaxdist.data import shards
 from jaxdist.data.augment import make_augment, normalize
 from jaxdist.data.bundled import digit_sequences, digits
 from jaxdist.data.files import idx, npz, text
+from jaxdist.data.label_noise import NoisyLabels, flip_labels, with_label_noise
 from jaxdist.data.loader import Loader
 from jaxdist.data.sampler import Sampler, UniformSampler
 from jaxdist.data.sources import ArraySource, Dataset, Source, TokenSource, image_dataset
@@ -39,12 +40,14 @@ __all__ = [
     "ArraySource",
     "Dataset",
     "Loader",
+    "NoisyLabels",
     "Sampler",
     "Source",
     "TokenSource",
     "UniformSampler",
     "digit_sequences",
     "digits",
+    "flip_labels",
     "idx",
     "image_dataset",
     "make_augment",
@@ -53,4 +56,5 @@ __all__ = [
     "shards",
     "text",
     "tfds",
+    "with_label_noise",
 ]

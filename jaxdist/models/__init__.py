@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from jaxdist.models.batch_norm import reestimate
 from jaxdist.models.functional import Model, functional
+from jaxdist.models.isqrt_cov import ISqrtCov
 from jaxdist.models.lenet import cnn, lenet5
 from jaxdist.models.mlp import mlp
 from jaxdist.models.resnet import resnet18, resnet20, resnet50
@@ -26,4 +27,4 @@ MODELS: dict[str, Callable[..., Model]] = {
     )
 }
 
-__all__ = ["MODELS", "Model", "functional", "reestimate", *MODELS]
+__all__ = ["MODELS", "ISqrtCov", "Model", "functional", "reestimate", *MODELS]

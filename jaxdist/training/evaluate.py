@@ -64,7 +64,7 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         x = normalize(x, run.dataset.mean, run.dataset.std)
         logits, _ = run.model.apply(params, model_state, x, False)
         right = (logits.argmax(-1) == y).reshape(len(y), -1).mean(1)
-        losses = jax.vmap(run.loss)(logits, y)
+        losses = jax.vmap(run.test_loss or run.loss)(logits, y)
         return jnp.stack([jnp.where(real, each, 0).sum() for each in (right, losses)])
 
     if run.local == "unroll":

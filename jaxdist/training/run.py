@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxdist.data import Dataset, Sampler, UniformSampler
+from jaxdist.flatness import Oracle
 from jaxdist.models import Model
 from jaxdist.names import lookup
 from jaxdist.workers import Workers
@@ -46,6 +47,11 @@ class Run:
             worker's own, on its part of the test set), "average" (the workers' mean) or
             "reestimate" (those of training batches under the averaged parameters).
         loss: `loss(logits, labels)`, a mean over examples.
+        test_loss: the one that evaluations tell; None for `loss`.
+        gradient: makes an oracle of a loss, as those of `flatness.ORACLES`; None for the plain
+            gradient.
+        shared_noise: whether all workers perturb alike where the gradient is taken at perturbed
+            parameters; else each draws its own noise.
         eval_every: steps between evaluations; 0 for the end only.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints; 0 for the end only.
@@ -81,6 +87,9 @@ class Run:
     local: str = "vmap"
     batch_norm: str = "average"
     loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy
+    test_loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    gradient: Callable[..., Oracle] | None = None
+    shared_noise: bool = False
     eval_every: int = 100
     log_every: int = 10
     checkpoint_every: int = 500

@@ -61,8 +61,9 @@ def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[An
 
     def step(t, key, me, own, batch, probe):
         params, model_state, opt_state, taken = own
-        rng = jax.random.fold_in(jax.random.fold_in(key, taken), me)
-        loss, new_state, grads = gradient(params, model_state, *batch, rng)
+        of_step = jax.random.fold_in(key, taken)
+        rng = jax.random.fold_in(of_step, me)
+        loss, new_state, grads = gradient(params, model_state, *batch, rng, of_step, t)
         # With and without a probe are two programs, not the branches of one: inside a conditional
         # XLA's CPU convolutions are many times slower. Without, `grads` is of the right type, and
         # the rule does not look at it.
@@ -81,19 +82,25 @@ def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[An
 
 
 def _gradient(run: Run) -> Callable:
-    """`gradient(params, model_state, x, y, rng) -> (loss, model_state, gradient)`."""
+    """`gradient(params, model_state, x, y, rng, noise, step) -> (loss, model_state, gradient)`."""
 
-    def gradient(params, model_state, x, y, rng):
+    def gradient(params, model_state, x, y, rng, noise, step):
         augment_key, model_key = jax.random.split(rng)
         if run.augment is not None:
             x = run.augment(x, augment_key)
         x = normalize(x, run.dataset.mean, run.dataset.std)
 
-        def objective(params):
-            logits, new_state = run.model.apply(params, model_state, x, True, model_key)
-            return run.loss(logits, y), new_state
+        def objective(params, batch, key):
+            logits, new_state = run.model.apply(params, model_state, batch[0], True, key)
+            return run.loss(logits, batch[1]), new_state
 
-        (loss, new_state), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        if run.gradient is None:
+            found = jax.value_and_grad(objective, has_aux=True)(params, (x, y), model_key)
+        else:
+            oracle = run.gradient(objective, has_aux=True)
+            shared = noise if run.shared_noise else None
+            found = oracle(params, (x, y), key=model_key, step=step, noise_key=shared)
+        (loss, new_state), grads = found
         return loss, new_state, grads
 
     return unroll(gradient) if run.local == "unroll" else gradient

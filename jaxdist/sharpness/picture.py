@@ -1,0 +1,82 @@
+"""Pictures of loss slices and barriers."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxdist.sharpness.slices import Barrier, Slice
+
+
+def plot(
+    found: Slice | Barrier | Mapping[str, Slice | Barrier],
+    path: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Draws slices and barriers: lines in one picture, planes in one each, side by side.
+
+    Args:
+        found: one, or several by name.
+        path: where to save the picture, if given; the ending says the format.
+
+    Returns:
+        A matplotlib `Figure`, which notebooks show.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+
+    Example:
+        >>> import numpy as np
+        >>> axis = np.linspace(-1, 1, 5)
+        >>> figure = plot({"mean": Slice((axis,), axis**2), "center": Slice((axis,), 2 * axis**2)})
+        >>> len(figure.axes), len(figure.axes[0].lines)
+        (1, 2)
+    """
+    # imported here: measuring needs no pictures
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    named = dict(found) if isinstance(found, Mapping) else {"": found}
+    planes = {name: each for name, each in named.items() if np.ndim(each.losses) == 2}
+    ways = {name: each for name, each in named.items() if isinstance(each, Barrier)}
+    lines = {name: each for name, each in named.items() if not (name in planes or name in ways)}
+    drawings = [(_draw_lines, lines)] * bool(lines) + [(_draw_barriers, ways)] * bool(ways)
+    drawings += [(_draw_plane, {name: each}) for name, each in planes.items()]
+    if not drawings:
+        raise ValueError(f"found is {found}; it must hold at least one Slice or Barrier")
+    figure = Figure(figsize=(5.2 * len(drawings), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (draw, parts) in enumerate(drawings):
+        draw(figure.add_subplot(1, len(drawings), i + 1), parts)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def _draw_lines(axes, lines):
+    for name, each in lines.items():
+        axes.plot(each.axes[0], each.losses, label=name)
+    _finish(axes, lines, "along the direction")
+
+
+def _draw_barriers(axes, ways):
+    for name, each in ways.items():
+        label = f"{name} barrier {float(each.value):.3g}".strip()
+        (line,) = axes.plot(each.fractions, each.losses, label=label)
+        ends = np.asarray(each.losses)[[0, -1]]
+        axes.plot([0, 1], ends, "--", color=line.get_color(), linewidth=0.8)
+    _finish(axes, ["barrier"], "from the first to the second")
+
+
+def _draw_plane(axes, planes):
+    ((name, each),) = planes.items()
+    drawn = axes.contourf(*each.axes, np.asarray(each.losses).T, levels=20)
+    axes.figure.colorbar(drawn, ax=axes, label="loss")
+    axes.plot(0, 0, "w+")
+    axes.set(title=name, xlabel="along the first direction", ylabel="along the second direction")
+
+
+def _finish(axes, names, across):
+    axes.set(xlabel=across, ylabel="loss")
+    if any(names):
+        axes.legend()

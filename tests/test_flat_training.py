@@ -1,0 +1,103 @@
+"""Gradient oracles, losses and label noise in training runs."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from ways import advanced, linear_run
+
+from experiments import configs
+from experiments.components import read_component
+from experiments.config import build, from_plain
+from jaxdist.flatness import lpf_value_and_grad, sam_value_and_grad
+
+
+def linear(gradient=None, **options):
+    return linear_run("mgrawa", {"period": 4}, gradient=gradient, steps=6, **options)
+
+
+def oracle(factory, **options):
+    return functools.partial(factory, **options)
+
+
+def test_without_noise_it_is_the_plain_gradient():
+    plain, _ = advanced(linear())
+    still, _ = advanced(linear(oracle(lpf_value_and_grad, gamma=0.0)))
+    jax.tree.map(np.testing.assert_array_equal, still, plain)
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        oracle(lpf_value_and_grad, gamma=0.05, num_samples=4),
+        oracle(sam_value_and_grad, rho=0.5),
+    ],
+)
+def test_layouts_agree_and_it_differs_from_plain(gradient):
+    many, _ = advanced(linear(gradient))
+    few, _ = advanced(linear(gradient, devices=2, local="unroll"))
+    close = lambda a, b: np.testing.assert_allclose(a, b, 2e-6, 2e-6)
+    jax.tree.map(close, few.params, many.params)
+    plain, _ = advanced(linear())
+    assert np.abs(many.params["kernel"] - plain.params["kernel"]).max() > 1e-4
+
+
+def test_noise_of_each_worker_or_shared():
+    """On the same batches without syncs, workers stay together only with the same noise."""
+    same = [np.arange(8)] * 4
+    gradient = oracle(lpf_value_and_grad, gamma=0.05)
+    options = {"gradient": gradient, "shards": same, "steps": 3}
+    apart, _ = advanced(linear_run("local_sgd", {"period": 9}, **options))
+    alike, _ = advanced(linear_run("local_sgd", {"period": 9}, shared_noise=True, **options))
+    spread = lambda state: np.ptp(state.params["kernel"], axis=0).max()
+    assert spread(alike) < 1e-6 < 1e-4 < spread(apart)
+
+
+def test_from_the_command_line():
+    parts = ["gradient=lpf(gamma=0.01, num_samples=4)", "loss=output_regularized(coef=0.2)"]
+    config = dataclasses.replace(
+        configs.load("digits_mgrawa"), **dict(map(read_component, parts)), label_noise=0.25
+    )
+    assert not hasattr(config.gradient, "has_aux")
+    assert from_plain(config.plain()) == config
+    noisy, clean = build(config), build(dataclasses.replace(config, label_noise=0.0))
+    labels = [run.dataset.train[np.arange(len(run.dataset.train))][1] for run in (noisy, clean)]
+    assert round(np.mean(labels[0] != labels[1]), 2) == 0.25
+    assert noisy.dataset.test is not None
+    for a, b in zip(noisy.shards, clean.shards, strict=True):
+        np.testing.assert_array_equal(a, b)
+    logits, y = np.array([[2.0, 0.0, -1.0]], np.float32), np.array([0])
+    wanted = np.log(np.exp(logits).sum()) - 2.0
+    np.testing.assert_allclose(noisy.test_loss(logits, y), wanted, rtol=1e-6)
+    assert noisy.loss(logits, y) > noisy.test_loss(logits, y)
+    state, _ = advanced(dataclasses.replace(noisy, steps=2))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("gradient=lpf(gamma=-1.0)", "gamma"),
+        ("gradient=lpf(num_samples=0)", "num_samples"),
+        ("gradient=lpf(num_samples=5)", "num_samples"),  # does not divide the batch of 16
+        ("gradient=sam(rho=-0.1)", "rho"),
+        ("loss=output_regularized(coef=-1.0)", "coef"),
+        ("loss=output_regularized(kind='smooth')", "kind"),
+    ],
+)
+def test_bad_input(part, said):
+    def begin():
+        config = dataclasses.replace(
+            configs.load("digits_mgrawa"), **dict([read_component(part)]), steps=1
+        )
+        advanced(build(config))
+
+    with pytest.raises(ValueError, match=said):
+        begin()
+
+
+def test_label_noise_out_of_range():
+    with pytest.raises(ValueError, match="rate"):
+        build(dataclasses.replace(configs.load("digits_mgrawa"), label_noise=1.5))
