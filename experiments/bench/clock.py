@@ -20,13 +20,8 @@ local SGD, and the clock is asked with a delay of 0.
 
 import argparse
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.bench import common
+from experiments.bench import common, processes
 from jaxdist import Workers, clock, collectives, rules
 from jaxdist.collectives import Axis
 from jaxdist.data import Loader, digits, shards
@@ -84,7 +79,7 @@ def main() -> None:
         description="The virtual clock's prediction of real runs of 2 and 4 gloo processes.",
     )
     parser.add_argument("--quick", action="store_true", help="16 steps instead of 64")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(processes.CHILD, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     steps = 16 if args.quick else 64
     with cli.clean_errors(traceback=False):
@@ -103,7 +98,7 @@ def compare(steps: int) -> None:
     table = Table(*columns, box=None)
     errors, links, alone = {}, {}, {}
     for num in (2, 4):
-        found = run_processes(num)
+        found = processes.run("experiments.bench.clock", num, PATIENCE)
         link = Links({k: fit(k, [each["collectives"][k] for each in found]) for k in KINDS})
         without = [each["steps"]["none"] for each in found]
         speeds = clock.measured([np.diff([one["began"], *one["ended"]]) for one in without])
@@ -152,46 +147,6 @@ def fit(kind: str, processes: Sequence[dict[str, Any]]) -> clock.Link:
         rows.append([clock.Link(*link).seconds(sent) for link in ((1.0, 1e30), (0.0, 1.0))])
     latency, seconds = np.linalg.solve(rows, taken)
     return clock.Link(max(latency, 0.0), 1 / max(seconds, 1e-12))  # noise is no speed
-
-
-def run_processes(num: int) -> list[dict[str, Any]]:
-    """Starts `num` processes and returns what each of them measured; none is left at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
-    environment |= {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(num),
-    }
-    command = [sys.executable, "-m", "experiments.bench.clock", *sys.argv[1:], "--child"]
-    children = [
-        subprocess.Popen(
-            command,
-            env=environment | {"JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(num)
-    ]
-    deadline = time.monotonic() + PATIENCE
-    found = []
-    try:
-        for child in children:
-            output = child.communicate(timeout=max(0.0, deadline - time.monotonic()))[0]
-            if child.returncode:
-                raise SystemExit(f"a process ended with {child.returncode}:\n{output[-3000:]}")
-            found.append(json.loads(output.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        raise SystemExit(f"process {len(found)} of {num} took more than {PATIENCE} s") from None
-    finally:
-        for child in children:
-            child.kill()
-            child.communicate()
-    return found
 
 
 # what each process does

@@ -20,13 +20,10 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.bench import common
+from experiments.bench import common, processes
 from experiments.bench.rounds import FOREVER, Driven
 from experiments.bench.slow_link import End, slow_link
 from jaxdist import Workers, collectives, rules
@@ -64,7 +61,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=704, help="examples a process and step")
     parser.add_argument("--mbit", type=float, default=80, help="of the link, 10^6 bits a second")
     parser.add_argument("--check", action="store_true", help="compare the parameters instead")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(processes.CHILD, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rounds < 1 or args.steps < 1 or args.steps % PERIOD or args.mbit <= 0:
         parser.error(
@@ -78,7 +75,9 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the link is removed
         with link(args.mbit) as (ends, slowed):
-            found = run_processes(ends)
+            here = {"address": ends[0].address, "before": [end.command for end in ends]}
+            port = PORT if ends[0].command else None
+            found = processes.run("experiments.bench.overlap", 2, PATIENCE, port=port, **here)
         told = {"slowed": slowed, "mbit": args.mbit if slowed else None, "batch": args.batch}
         told["parameters"] = found[0]["parameters"]
         (report_check if args.check else report)(found, args.steps, told)
@@ -94,50 +93,6 @@ def link(mbit: float) -> Iterator[tuple[Sequence[End], bool]]:
             print(f"THE LINK IS NOT SLOWED, all goes over loopback: {error}", flush=True)
             ends, slowed = (End("127.0.0.1"),) * 2, False
         yield ends, slowed
-
-
-def run_processes(ends: Sequence[End]) -> list[dict[str, Any]]:
-    """Starts a process at each end and returns what each found; none is left at the end."""
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
-    environment |= {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": f"{ends[0].address}:{PORT if ends[0].command else free_port()}",
-        "JAX_NUM_PROCESSES": str(len(ends)),
-    }
-    command = [sys.executable, "-m", "experiments.bench.overlap", *sys.argv[1:], "--child"]
-    children = [
-        subprocess.Popen(
-            [*end.command, *command],
-            env=environment | {"JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i, end in enumerate(ends)
-    ]
-    deadline = time.monotonic() + PATIENCE
-    found = []
-    try:
-        for child in children:
-            output = child.communicate(timeout=max(0.0, deadline - time.monotonic()))[0]
-            if child.returncode:
-                raise SystemExit(f"a process ended with {child.returncode}:\n{output[-3000:]}")
-            found.append(json.loads(output.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        raise SystemExit(f"process {len(found)} took more than {PATIENCE} s") from None
-    finally:
-        for child in children:
-            child.kill()
-            child.communicate()
-    return found
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def report(found: Sequence[dict[str, Any]], steps: int, told: dict[str, Any]) -> None:

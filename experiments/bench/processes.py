@@ -1,0 +1,80 @@
+"""Real processes for benchmarks: each prints, last, a line of JSON with what it found."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CHILD = "--child"
+"""The flag by which a benchmark knows that it is one of the processes."""
+
+
+def run(
+    module: str,
+    num: int,
+    patience: float,
+    *,
+    address: str = "127.0.0.1",
+    port: int | None = None,
+    before: Sequence[Sequence[str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Runs this command line `num` times, with `--child`, as the processes of one JAX program.
+
+    Args:
+        module: the benchmark's module.
+        num: how many processes.
+        patience: seconds after which they are killed.
+        address: where process 0 is found by the others.
+        port: the port there; None for a free one of this machine.
+        before: for each process the words before its command; none is left at the end.
+
+    Returns:
+        What each process found.
+
+    Raises:
+        SystemExit: if one fails, with the end of its output, or takes too long.
+    """
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"{address}:{port or _free_port()}",
+        "JAX_NUM_PROCESSES": str(num),
+    }
+    command = [sys.executable, "-m", module, *sys.argv[1:], CHILD]
+    children = [
+        subprocess.Popen(
+            [*words, *command],
+            env=environment | {"JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i, words in enumerate(before or [()] * num)
+    ]
+    deadline = time.monotonic() + patience
+    found = []
+    try:
+        for child in children:
+            output = child.communicate(timeout=max(0.0, deadline - time.monotonic()))[0]
+            if child.returncode:
+                raise SystemExit(f"a process ended with {child.returncode}:\n{output[-3000:]}")
+            found.append(json.loads(output.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"process {len(found)} of {num} took more than {patience} s") from None
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
