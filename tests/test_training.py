@@ -496,7 +496,7 @@ def test_bad_multihost_environment(given, message, monkeypatch):
 
 
 def test_one_process_joins_nobody(monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError
 
     monkeypatch.setattr("jax.distributed.initialize", refuse)
