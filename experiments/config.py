@@ -16,9 +16,9 @@ from experiments.pace import Clock, pace
 from jaxdist import rules
 from jaxdist.clock import Timeline
 from jaxdist.data import Sampler, make_augment, with_label_noise
+from jaxdist.losses import cross_entropy
 from jaxdist.names import lookup
 from jaxdist.training import Run
-from jaxdist.training.run import cross_entropy
 from jaxdist.workers import Workers
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from jaxdist import models, names, sharpness, stacked
+from jaxdist.losses import cross_entropy
 from jaxdist.sharpness import MEASURES, Problem
 
 KEY = jax.random.key(0)
@@ -392,9 +393,7 @@ def test_a_model_with_batch_statistics():
     x = jnp.asarray(RNG.normal(size=(1, 6, 3)), jnp.float32)
     data = x, jnp.zeros((1, 6), int)
     found = sharpness.gradient_norm(Problem.of(model, state), params, data=data)
-    loss = lambda params: sharpness.cross_entropy(
-        model.apply(params, state, x[0], False)[0], data[1][0]
-    )
+    loss = lambda params: cross_entropy(model.apply(params, state, x[0], False)[0], data[1][0])
     wanted = np.linalg.norm(ravel_pytree(jax.grad(loss)(params))[0])
     np.testing.assert_allclose(found.value, wanted, rtol=1e-5)
     moved = jax.tree.map(lambda s: s + 1.0, state)

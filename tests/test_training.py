@@ -14,9 +14,9 @@ from tiny_runs import few_digits, norm_net, saved, tiny_run
 
 from jaxdist import traffic
 from jaxdist.data import ArraySource, Loader, make_augment, normalize
+from jaxdist.losses import cross_entropy
 from jaxdist.training import (
     create,
-    cross_entropy,
     make_evaluate,
     make_step,
     multihost,

@@ -15,8 +15,14 @@ from jaxdist.losses.output_regularized import (
     symmetry_gap,
 )
 
+
+def plain() -> Loss:
+    """The mean softmax cross-entropy in nats."""
+    return cross_entropy
+
+
 LOSSES: dict[str, Callable[..., Loss]] = {
-    "cross_entropy": cross_entropy,
+    "cross_entropy": plain,
     "output_regularized": output_regularized,
 }
 """Losses by name: `factory(**options) -> loss`, `loss(logits [..., K], labels [...]) -> scalar`."""

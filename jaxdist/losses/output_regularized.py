@@ -20,22 +20,14 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 Kind = Literal["label_smoothing", "confidence_penalty", "squared_logits"]
 
 
-def cross_entropy() -> Loss:
-    """The mean softmax cross-entropy in nats.
-
-    Returns:
-        `loss(logits, labels)` of logits `[..., K]` and integer labels `[...]`, a scalar.
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The mean softmax cross-entropy in nats of logits `[..., K]` and integer labels `[...]`.
 
     Example:
-        >>> loss = cross_entropy()
-        >>> round(float(loss(jnp.zeros((2, 10)), jnp.array([3, 4]))), 4)
+        >>> round(float(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 4]))), 4)
         2.3026
     """
-
-    def loss(logits, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    return loss
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def output_regularized(*, coef: float = 0.1, kind: Kind = "label_smoothing") -> Loss:

@@ -14,7 +14,7 @@ from jaxdist.sharpness.hessian import effective_dimension, frobenius_norm, large
 from jaxdist.sharpness.pac_bayes import pac_bayes, pac_bayes_sigma
 from jaxdist.sharpness.perturbation import epsilon_sharpness, lpf
 from jaxdist.sharpness.picture import plot
-from jaxdist.sharpness.problem import Measured, Problem, batches, cross_entropy
+from jaxdist.sharpness.problem import Measured, Problem, batches
 from jaxdist.sharpness.slices import Barrier, Slice, barrier, direction, loss_slice
 
 MEASURES: dict[str, Callable[..., Measured]] = {
@@ -46,7 +46,6 @@ __all__ = [
     "balance_scales",
     "barrier",
     "batches",
-    "cross_entropy",
     "direction",
     "loss_slice",
     "plot",

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxdist.checks import check_integer
+from jaxdist.losses import cross_entropy
 from jaxdist.models import Model
 
 Params = optax.Params
@@ -22,11 +23,6 @@ class Measured(NamedTuple):
 
     value: jax.Array
     error: jax.Array | None = None
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean softmax cross-entropy in nats of logits `[..., K]` and integer labels `[...]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 @functools.partial(

@@ -3,7 +3,7 @@
 from jaxdist.training import multihost
 from jaxdist.training.evaluate import make_evaluate
 from jaxdist.training.loop import train
-from jaxdist.training.run import Run, cross_entropy
+from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState, create
 from jaxdist.training.step import make_step
 
@@ -11,7 +11,6 @@ __all__ = [
     "Run",
     "TrainState",
     "create",
-    "cross_entropy",
     "make_evaluate",
     "make_step",
     "multihost",

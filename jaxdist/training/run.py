@@ -12,17 +12,13 @@ import optax
 
 from jaxdist.data import Dataset, Sampler, UniformSampler
 from jaxdist.flatness import Oracle
+from jaxdist.losses import cross_entropy
 from jaxdist.models import Model
 from jaxdist.names import lookup
 from jaxdist.workers import Workers
 
 LOCAL = ("vmap", "unroll")
 BATCH_NORM = ("local", "average", "reestimate")
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean softmax cross-entropy in nats of logits `[..., C]` and integer labels `[...]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
