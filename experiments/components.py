@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from experiments.optimizers import GRADIENTS, OPTIMIZERS, SCHEDULES
+from experiments.optimizers import DROPS, GRADIENTS, OPTIMIZERS, SCHEDULES
 from jaxdist.data import DATASETS, SHARDS
 from jaxdist.losses import LOSSES
 from jaxdist.models import MODELS
@@ -31,13 +31,14 @@ SLOTS: dict[str, Mapping[str, Callable]] = {
     "model": MODELS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "drop": DROPS,
     "gradient": GRADIENTS,
     "loss": LOSSES,
     "rule": RULES,
 }
 
 
-_GIVEN = ("has_aux",)
+_GIVEN = ("has_aux", "total_steps", "axis")
 """Keyword arguments that whoever calls a factory gives, which are no options."""
 
 

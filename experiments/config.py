@@ -47,6 +47,7 @@ class Config:
     model: Component
     optimizer: Component = dataclasses.field(default_factory=lambda: component("optimizer", "sgd"))
     schedule: Component = dataclasses.field(default_factory=lambda: component("schedule", "cosine"))
+    drop: Component = dataclasses.field(default_factory=lambda: component("drop", "none"))
     shards: Component = dataclasses.field(default_factory=lambda: component("shards", "iid"))
     gradient: Component = dataclasses.field(default_factory=lambda: component("gradient", "plain"))
     loss: Component = dataclasses.field(default_factory=lambda: component("loss", "cross_entropy"))
@@ -163,7 +164,8 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     rule, options = config.rule.factory, config.rule.options()
     rate = by_step(config.schedule(config.learning_rate, steps))
-    optimizer = optax.chain(config.optimizer(1.0), rate)
+    drop = config.drop(per_epoch, total_steps=steps, axis=workers.axis)
+    optimizer = optax.chain(config.optimizer(1.0), rate, drop)
     make = lambda **options: rules.compose(optimizer, rule, workers.axis, **options)
     run = Run(
         workers=workers,

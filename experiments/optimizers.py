@@ -1,4 +1,4 @@
-"""The local optimizers and learning-rate schedules that a run can name."""
+"""The local optimizers, schedules, drops and gradients that a run can name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.flatness import ORACLES
+from jaxdist import flatness
+from jaxdist.collectives import Axis
+from jaxdist.flatness.noise import Scale
+from jaxdist.optimizers import autodrop
 
 
 def _warmed_up(schedule: optax.Schedule, peak: float, steps: int, warmup: float) -> optax.Schedule:
@@ -166,7 +169,56 @@ def plain(
     return lambda params, batch, *, key, **_: found(params, batch, key)
 
 
-GRADIENTS: dict[str, Callable[..., Any]] = {"plain": plain, **ORACLES}
+def lpf_increasing(
+    loss: Callable[..., Any],
+    *,
+    transition_steps: int,
+    gamma: float = 5e-4,
+    final_ratio: float = 15.0,
+    num_samples: int = 8,
+    scale: Scale = "std",
+    has_aux: bool = False,
+) -> flatness.Oracle:
+    """LPF-SGD with noise that grows along a cosine: the paper's recipe where data are augmented.
+
+    Args:
+        loss: `loss(params, batch, key)`.
+        transition_steps: steps until the noise is at its largest, usually those of the run.
+        gamma: the size of the noise at the start.
+        final_ratio: the last gamma over the first.
+        num_samples: M, which must divide the batch.
+        scale: of the noise, see `jaxdist.flatness.deviation`.
+        has_aux: whether the loss returns a pair of the loss and something else.
+    """
+    grows = flatness.cosine_increase_schedule(gamma, final_ratio, transition_steps)
+    return flatness.lpf_value_and_grad(
+        loss, gamma=grows, num_samples=num_samples, scale=scale, has_aux=has_aux
+    )
+
+
+def no_drop(
+    steps_per_epoch: int, *, total_steps: int | None = None, axis: Axis | None = None
+) -> optax.GradientTransformation:
+    """Leaves the learning rate to the schedule.
+
+    Args:
+        steps_per_epoch: not used.
+        total_steps: not used.
+        axis: not used.
+    """
+    del steps_per_epoch, total_steps, axis
+    return optax.identity()
+
+
+GRADIENTS: dict[str, Callable[..., Any]] = {
+    "plain": plain,
+    **flatness.ORACLES,
+    "lpf_increasing": lpf_increasing,
+}
+DROPS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "none": no_drop,
+    "autodrop": autodrop,
+}
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd, "adamw": adamw}
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": constant,

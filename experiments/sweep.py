@@ -122,6 +122,7 @@ def within(config: "Config", budget: float) -> "Config":
         ValueError: if the rule has no period, or sends more with any period.
     """
     import jax
+    import optax
 
     from experiments.config import build
     from jaxdist import rules
@@ -131,7 +132,8 @@ def within(config: "Config", budget: float) -> "Config":
     if "period" not in rule.options():
         raise ValueError(f"bytes_budget={budget:g}: the rule {run.rule!r} has no period to choose")
     params, _ = jax.eval_shape(run.model.init, jax.random.key(0))
-    optimizer = config.optimizer(0.0)
+    drop = config.drop(run.sampler.steps_per_epoch, total_steps=run.steps, axis=run.workers.axis)
+    optimizer = optax.chain(config.optimizer(0.0), drop)
 
     def sent(period: int) -> int:
         options = rule.options() | {"period": period}

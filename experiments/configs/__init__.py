@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from experiments.config import Config
 
 _FOLDER = Path(__file__).parent
-_SHARED = ("__init__", "recipes")
+_SHARED = ("__init__", "one_worker", "recipes")
 
 
 def available() -> dict[str, str]:

@@ -16,7 +16,7 @@ def digits(rule: str, **options) -> Config:
         data=component("data", "digits"),
         model=component("model", "mlp"),
         rule=component("rule", rule, **options),
-        optimizer=_sgd(rule),
+        optimizer=sgd(rule),
         workers=8,
         batch_size=16,
         learning_rate=0.05,
@@ -31,7 +31,7 @@ def mnist(rule: str, **options) -> Config:
         data=component("data", "tfds", name="mnist"),
         model=component("model", "cnn"),
         rule=component("rule", rule, **options),
-        optimizer=_sgd(rule),
+        optimizer=sgd(rule),
         workers=8,
         batch_size=32,
         learning_rate=0.05,
@@ -47,7 +47,7 @@ def fashion_mnist(rule: str, **options) -> Config:
         data=component("data", "idx", path=FASHION_MNIST),
         model=component("model", "lenet5"),
         rule=component("rule", rule, **options),
-        optimizer=_sgd(rule),
+        optimizer=sgd(rule),
         workers=8,
         batch_size=32,
         learning_rate=0.05,
@@ -103,7 +103,7 @@ def cifar10(rule: str, **options) -> Config:
         data=component("data", "tfds", name="cifar10"),
         model=component("model", "resnet20"),
         rule=component("rule", rule, **options),
-        optimizer=_sgd(rule, weight_decay=1e-4),
+        optimizer=sgd(rule, weight_decay=1e-4),
         schedule=component("schedule", "drops"),
         augment=Augment(crop=4, flip=True),
         workers=4,
@@ -153,7 +153,7 @@ def cifar100(rule: str, **options) -> Config:
         data=component("data", "tfds", name="cifar100"),
         model=component("model", "wide_resnet"),
         rule=component("rule", rule, **options),
-        optimizer=_sgd(rule, weight_decay=5e-4),
+        optimizer=sgd(rule, weight_decay=5e-4),
         schedule=component("schedule", "drops", at=(0.3, 0.6, 0.8), factor=0.2),
         augment=Augment(crop=4, flip=True),
         workers=4,
@@ -180,7 +180,7 @@ def imagenet(model: str, rule: str, **options) -> Config:
         data=data,
         model=component("model", model, stem="imagenet"),
         rule=component("rule", rule, **options),
-        optimizer=_sgd(rule, weight_decay=1e-4),
+        optimizer=sgd(rule, weight_decay=1e-4),
         schedule=component("schedule", "drops", warmup=0.05, at=(1 / 3, 2 / 3)),
         augment=Augment(flip=True),
         workers=8,
@@ -210,6 +210,6 @@ def transformer(rule: str, **options) -> Config:
     )
 
 
-def _sgd(rule: str, **options) -> Component:
+def sgd(rule: str, **options) -> Component:
     """Nesterov momentum 0.9, or plain SGD for the rule that has a momentum of its own."""
     return component("optimizer", "sgd", momentum=0.0 if rule == "eamsgd" else 0.9, **options)

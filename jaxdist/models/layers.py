@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdist.models.convolution import convolve
+
 
 def conv(
     features_in: int,
@@ -25,6 +27,7 @@ def conv(
         strides=stride,
         padding=size // 2 if padding is None else padding,
         use_bias=bias,
+        conv_general_dilated=convolve,
         kernel_init=nnx.initializers.zeros,
         kernel_metadata={"deviation": math.sqrt(2 / (size * size * features_in))},
         rngs=rngs,

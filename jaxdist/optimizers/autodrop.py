@@ -53,7 +53,7 @@ def autodrop(
     average: bool = True,
     axis: Axis | None = None,
     mean_of: Literal["parameters", "angles"] = "parameters",
-    snapshot_dtype: Any = None,
+    snapshot_dtype: str | type | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AutoDrop: drops the learning rate when the angular velocity of the parameters is constant.
 
@@ -97,7 +97,7 @@ def autodrop(
         average: whether the parameters are replaced by the average at a drop.
         axis: the workers' axis, None for one worker.
         mean_of: what the workers average to decide.
-        snapshot_dtype: of position and move, as `jnp.bfloat16`; None for float32 or wider.
+        snapshot_dtype: of position and move, as "bfloat16"; None for float32 or wider.
 
     Returns:
         The transformation; `update` needs the parameters. It remembers 2 times the parameters, 3
@@ -141,7 +141,7 @@ def autodrop(
     base.check_choice("mean_of", mean_of, ("parameters", "angles"))
     if axis is not None:
         base.check_axis(axis)
-    if snapshot_dtype is not None and not jnp.issubdtype(snapshot_dtype, jnp.floating):
+    if snapshot_dtype is not None and not _is_float(snapshot_dtype):
         raise ValueError(f"snapshot_dtype is {snapshot_dtype}; it must be a floating-point type")
 
     def stored(tree):
@@ -219,6 +219,13 @@ def autodrop(
         return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_float(dtype: str | type) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
 
 
 def _angle(a: Tree, b: Tree) -> jax.Array:

@@ -20,6 +20,22 @@ REESTIMATE_STEPS = 100
 """Training batches of each worker, at most one epoch, that BatchNorm is re-estimated from."""
 
 
+def candidates(params: Any, opt_state: Any) -> dict[str, Any]:
+    """The parameters that stand for all workers.
+
+    Args:
+        params: the workers' parameters, `[W, ...]`.
+        opt_state: their optimizer and rule states, `[W, ...]`.
+
+    Returns:
+        "mean": the uniform mean of the workers that are finite; "center", if the rule keeps one.
+    """
+    found = {"mean": stacked.mean(params)}
+    if (center := rules.center(opt_state)) is not None:
+        found["center"] = stacked.mean(center)
+    return found
+
+
 def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
     """Compiles the evaluation of a run's state.
 
@@ -38,25 +54,23 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
     workers, num = run.workers, run.workers.num
 
     def prepare(params, model_state, opt_state):
-        candidates = {"mean": stacked.mean(params)}
-        if (center := rules.center(opt_state)) is not None:
-            candidates["center"] = stacked.mean(center)
+        whole = candidates(params, opt_state)
         average = stacked.replicate(stacked.mean(model_state), num) if model_state else {}
         statistics = average
         if run.batch_norm == "local":
             finite = lambda own, other: jnp.where(jnp.isfinite(own), own, other)
             statistics = jax.tree.map(finite, model_state, average)
-        shared = candidates, stacked.consensus_distance(params)
-        totals = dict.fromkeys(["own", *candidates], jnp.zeros((num, 2)))
-        return shared, (dict.fromkeys(candidates, statistics), totals)
+        shared = whole, stacked.consensus_distance(params)
+        totals = dict.fromkeys(["own", *whole], jnp.zeros((num, 2)))
+        return shared, (dict.fromkeys(whole, statistics), totals)
 
     def refresh(shared, statistics, batch):
         """Takes one more training batch into the candidates' BatchNorm statistics."""
-        candidates, count = shared
+        whole, count = shared
         x = normalize(batch[0], run.dataset.mean, run.dataset.std)
         return (), {
             name: models.reestimate(run.model, params, statistics[name], x, count)
-            for name, params in candidates.items()
+            for name, params in whole.items()
         }
 
     def forward(params, model_state, x, y, real):
@@ -71,11 +85,11 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         forward = unroll(forward)
 
     def score(shared, own, statistics, totals):
-        candidates, chunk = shared
+        whole, chunk = shared
         me = collectives.index(workers.axis)
         part = [a.reshape(num, -1, *a.shape[1:])[me] for a in chunk]
         scores = {"own": forward(*own, *chunk)}
-        for name, params in candidates.items():
+        for name, params in whole.items():
             scores[name] = forward(params, statistics[name], *part)
         return (), jax.tree.map(jnp.add, totals, scores)
 
@@ -88,15 +102,15 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
 
     def evaluate(state):
         own = (state.params, state.model_state)
-        (candidates, distance), (statistics, totals) = prepare(*own, state.opt_state)
+        (whole, distance), (statistics, totals) = prepare(*own, state.opt_state)
         if run.batch_norm == "reestimate" and state.model_state:
             load = Loader(run.dataset.train, run.sampler, run.batch_sharding)
             for i in range(min(REESTIMATE_STEPS, run.sampler.steps_per_epoch)):
-                _, statistics = refresh((candidates, i), statistics, load(i))
+                _, statistics = refresh((whole, i), statistics, load(i))
                 jax.block_until_ready(statistics)
             statistics = pool(statistics)
         for chunk in _chunks(run):
-            _, totals = score((candidates, chunk), own, statistics, totals)
+            _, totals = score((whole, chunk), own, statistics, totals)
             jax.block_until_ready(totals)  # see "CPU devices" in the README
         number = len(run.dataset.test)
         each = jax.tree.map(lambda a: np.asarray(a, np.float64) / number, gather(totals))
@@ -107,7 +121,7 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
             "worker_accuracies": each["own"][:, 0],
             "consensus_distance": np.asarray(distance),
         }
-        if "center" in candidates:
+        if "center" in whole:
             found["center_accuracy"] = each["center"][:, 0].sum()
         return {name: value.tolist() for name, value in found.items()}
 

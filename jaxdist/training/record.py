@@ -34,14 +34,14 @@ def claim(workdir: str | Path, run: Run) -> Path:
             pass
     except OSError as error:
         raise ValueError(f"workdir={str(path)!r} cannot be written: {error.strerror}") from None
-    if (there := _read_json(path / CONFIG)) is not None:
+    if (there := read_json(path / CONFIG)) is not None:
         check_same(there["config"], run.description, f"workdir {str(path)!r}")
     return path
 
 
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
     """The summary of this very run if it is in the workdir already, else None."""
-    summary = _read_json(workdir / SUMMARY)
+    summary = read_json(workdir / SUMMARY)
     return summary if summary is not None and summary["steps"] == run.steps else None
 
 
@@ -64,7 +64,7 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

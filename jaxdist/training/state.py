@@ -49,6 +49,12 @@ def create(run: Run) -> TrainState:
     return jax.jit(lambda: _initial(run), out_shardings=place, compiler_options=options)()
 
 
+def initial_model(run: Run) -> tuple[Any, Any]:
+    """The parameters and other variables that every worker starts from."""
+    init_key, _ = jax.random.split(jax.random.key(run.seed))
+    return run.model.init(init_key)
+
+
 def abstract(run: Run) -> TrainState:
     """The shapes, types and shardings of the run's state, without computing it."""
     shapes = jax.eval_shape(lambda: _initial(run))
@@ -62,8 +68,8 @@ def abstract(run: Run) -> TrainState:
 
 
 def _initial(run: Run) -> TrainState:
-    init_key, key = jax.random.split(jax.random.key(run.seed))
-    params, model_state = stacked.replicate(run.model.init(init_key), run.workers.num)
+    _, key = jax.random.split(jax.random.key(run.seed))
+    params, model_state = stacked.replicate(initial_model(run), run.workers.num)
     opt_state = jax.vmap(run.tx.init)(params)
     taken = jnp.zeros(run.workers.num, jnp.int32)
     return TrainState(jnp.int32(0), key, params, model_state, opt_state, taken)

@@ -1,0 +1,257 @@
+"""Measures how sharp the loss is at a run's checkpoint: `python -m experiments.sharpness`.
+
+`--workdir RUN` measures the mean of the workers, the rule's centre if it keeps one, and each
+worker, and leaves a table and a picture in RUN/sharpness. Several runs, or the folder of a sweep,
+are measured one after another and compared: the table then has a row for each configuration, the
+mean and deviation over its seeds. The same command again measures nothing twice.
+
+The loss is the cross-entropy of the training examples as the run saw them (with the same wrong
+labels, without augmentation), in evaluation mode; the first `--examples` of a random order. The
+parameters are balanced first, as in the paper of LPF-SGD (`--no-balanced` does not).
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments import cli
+
+if TYPE_CHECKING:
+    import jax
+
+    from jaxdist.models import Model
+    from jaxdist.training import Run, TrainState
+
+PROG = "python -m experiments.sharpness"
+OF = ("mean", "center", "workers")
+FOLDER, FILE = "sharpness", "sharpness.json"
+PRODUCTS = {"num_samples": 5, "num_steps": 30}  # 150 products; the measure's own 800 take long
+DEFAULTS = {"effective_dimension": PRODUCTS}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, measures what is not measured yet, and writes tables and pictures."""
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Measures the sharpness of the loss at the checkpoints of runs.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--workdir", nargs="+", type=Path, required=True, help="runs, or sweeps")
+    parser.add_argument("--out", type=Path, help="where a comparison goes (default: the sweep)")
+    parser.add_argument("--of", nargs="+", choices=OF, default=[*OF], help="what is measured")
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        metavar="MEASURE",
+        help="as lpf or 'trace(num_samples=100)'; default: all of jaxdist.sharpness.MEASURES",
+    )
+    parser.add_argument("--examples", type=int, default=2048, help="training examples; 0: all")
+    parser.add_argument("--batch_size", type=int, default=512, help="examples at a time")
+    parser.add_argument("--balanced", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--seed", type=int, default=0, help="of the examples and of all noise")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    args = parser.parse_args(argv)
+    with cli.clean_errors(args.traceback):
+        _measure_all(args)
+
+
+def _measure_all(args: argparse.Namespace) -> None:
+    folders = [folder for root in args.workdir for folder in runs_in(root)]
+    if args.examples < 0 or args.batch_size < 1:
+        raise ValueError(
+            f"examples={args.examples}, batch_size={args.batch_size}: allowed are integers from 0 "
+            "(all examples) and from 1"
+        )
+    if len(folders) > 1 and args.out is None and len(args.workdir) > 1:
+        raise ValueError("out is None: with several workdirs it must say where the comparison goes")
+
+    from experiments import sharpness_report as report
+
+    measures = read_measures(args.measures)
+    models: dict[Any, Model] = {}
+    found = {}
+    for folder in folders:
+        print(f"{folder}", flush=True)
+        found[folder] = measure(folder, measures, args, models)
+        report.write_run(folder / FOLDER, found[folder])
+    out = args.out or args.workdir[0] / FOLDER
+    if len(folders) > 1:
+        out.mkdir(parents=True, exist_ok=True)
+        report.write_comparison(out, found)
+    print(f"\n{(out / 'sharpness.md').read_text()}\n{out / 'sharpness.png'}")
+
+
+def runs_in(root: Path) -> list[Path]:
+    """The folder itself if it holds a run, else those of a sweep in it, `<name>/seed_<seed>`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if (root / "config.json").is_file():
+        return [root]
+    found = sorted(path.parent for path in root.glob("*/seed_*/config.json"))
+    if not found:
+        raise ValueError(f"workdir={str(root)!r} holds no run (config.json), and no sweep of runs")
+    return found
+
+
+def read_measures(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """The measures asked for, with their options, by name; all without any.
+
+    Raises:
+        ValueError: for an unknown measure or option, with the nearest name.
+    """
+    from jaxdist.names import parse
+    from jaxdist.sharpness import MEASURES
+
+    calls = parse(MEASURES, ", ".join(texts or MEASURES), "measure")
+    return {name: DEFAULTS.get(name, {}) | options for name, options in calls}
+
+
+class Point(NamedTuple):
+    """Parameters of one model, and its other variables."""
+
+    params: Any
+    model_state: Any
+
+
+def restore(folder: Path) -> "tuple[Run, TrainState]":
+    """A run and the state in its last checkpoint, laid out on the devices that there are.
+
+    Raises:
+        ValueError: if there is none, or it is damaged.
+    """
+    from experiments import configs
+    from experiments.config import build
+    from jaxdist.training import record
+    from jaxdist.training.checkpoint import Checkpoints
+    from jaxdist.training.state import abstract
+
+    config = configs.load(str(folder / record.CONFIG))
+    run = build(dataclasses.replace(config, fsdp=1, overlap="inside"))
+    checkpoints = Checkpoints((folder / record.CHECKPOINTS).absolute(), config.plain())
+    if checkpoints.latest() is None:
+        raise ValueError(f"workdir={str(folder)!r} holds no checkpoint")
+    return run, checkpoints.restore(abstract(run))
+
+
+def points(run: "Run", state: "TrainState", of: Sequence[str], x: "jax.Array") -> dict[str, Point]:
+    """What there is to measure: "mean", "center" if the rule keeps one, "worker 0" and so on.
+
+    The mean and the centre have the mean of the workers' BatchNorm statistics or, where the run
+    re-estimates them, those of the batches `x`, `[N, B, ...]`. A worker that is not finite is left
+    out.
+    """
+    import numpy as np
+
+    from jaxdist import models, stacked
+    from jaxdist.training.evaluate import candidates
+
+    found = {}
+    for name, params in candidates(state.params, state.opt_state).items():
+        if name in of:
+            statistics = stacked.mean(state.model_state) if state.model_state else {}
+            if run.batch_norm == "reestimate":
+                for i, batch in enumerate(x):
+                    statistics = models.reestimate(run.model, params, statistics, batch, i)
+            found[name] = Point(params, statistics)
+    if "workers" in of:
+        for i in np.flatnonzero(stacked.finite(state.params)):
+            one = stacked.worker((state.params, state.model_state), int(i))
+            found[f"worker {i}"] = Point(*one)
+    return found
+
+
+def measure(
+    folder: Path,
+    measures: Mapping[str, Mapping[str, Any]],
+    args: argparse.Namespace,
+    models: "dict[Any, Model]",
+) -> dict[str, Any]:
+    """Measures a run, but for what its `sharpness.json` has of the same settings already.
+
+    Args:
+        folder: of the run.
+        measures: their options by name.
+        args: the command line.
+        models: built models by configuration, so that runs of one share what is compiled.
+
+    Returns:
+        What that file then holds: "step", "settings", "summary" (of the run) and "points", by name
+        each measure's value and standard error, the loss, and its slice along a random direction.
+    """
+    import jax
+
+    from jaxdist import sharpness
+    from jaxdist.training import metrics, record
+    from jaxdist.training.state import initial_model
+
+    run, state = restore(folder)
+    config = run.description
+    key = str((config["model"], config["data"]))
+    run = dataclasses.replace(run, model=models.setdefault(key, run.model))
+    data, sharding = _data(run, args)
+    place = lambda tree: jax.device_put(tree, sharding)
+    path, found = folder / FOLDER / FILE, {}
+    settings = {name: getattr(args, name) for name in ("examples", "batch_size", "seed")}
+    told = {"step": int(state.step), "settings": settings | {"balanced": args.balanced}}
+    path.parent.mkdir(exist_ok=True)
+    if (before := record.read_json(path)) and before | told == before:
+        told, found = before, before["points"]
+    told |= {"summary": record.read_json(folder / record.SUMMARY), "points": found}
+    initial, loss = place(initial_model(run)[0]), run.test_loss or run.loss
+    noise = jax.random.key(args.seed)
+    measured = points(run, state, args.of, data[0][0])
+    workers = [point for name, point in measured.items() if name.startswith("worker")]
+    if len(workers) > 1 and "barrier" not in told:
+        first, second = workers[:2]
+        problem = sharpness.Problem.of(run.model, place(first.model_state), loss)
+        way = sharpness.barrier(problem, place(first.params), place(second.params), data=data)
+        told["barrier"] = {name: value.tolist() for name, value in way._asdict().items()}
+    for name, point in measured.items():
+        params, model_state = place(point)
+        problem = sharpness.Problem.of(run.model, model_state, loss)
+        one = found.setdefault(name, {})
+        if "slice" not in one:
+            line = sharpness.loss_slice(problem, params, key=noise, data=data)
+            one["slice"] = {"axis": line.axes[0].tolist(), "losses": line.losses.tolist()}
+            one["loss"] = {"value": one["slice"]["losses"][len(line.losses) // 2]}
+        for which, options in measures.items():
+            if which in one and one[which]["options"] == metrics.plain(options):
+                continue
+            began = time.perf_counter()
+            given = {"initial": initial} if which == "pac_bayes" else {}
+            value, error = sharpness.MEASURES[which](
+                problem, params, key=noise, data=data, balanced=args.balanced, **given, **options
+            )
+            one[which] = {"value": float(value), "options": dict(options)}
+            if error is not None:
+                one[which]["error"] = float(error)
+            seconds = time.perf_counter() - began
+            print(f"  {name:9} {which:22} {float(value):<12.5g} {seconds:6.1f} s", flush=True)
+        metrics.write_json(path, told)
+    return told
+
+
+def _data(run: "Run", args: argparse.Namespace) -> "tuple[list[Any], jax.sharding.Sharding]":
+    """The training examples that are measured, in batches, and where parameters go."""
+    import jax
+    import numpy as np
+
+    from jaxdist import sharpness
+    from jaxdist.data import normalize
+
+    source, mesh = run.dataset.train, run.workers.mesh
+    number = min(args.examples or len(source), len(source))
+    order = np.random.default_rng(args.seed).permutation(len(source))[:number]
+    x, y = source[np.sort(order)]
+    x = np.asarray(normalize(x, run.dataset.mean, run.dataset.std))
+    split = jax.NamedSharding(mesh, jax.P(None, mesh.axis_names))
+    return sharpness.batches((x, y), args.batch_size, sharding=split), run.workers.replicated
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Tables and pictures of `experiments.sharpness`: of one run, and of several beside each other."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxdist import sharpness
+from jaxdist.training import metrics
+
+Told = Mapping[str, Any]
+NO_MEASURE = ("slice",)
+
+
+def write_run(folder: Path, told: Told) -> None:
+    """Writes `sharpness.md` and `sharpness.png` of one run.
+
+    Args:
+        folder: where they go.
+        told: what `experiments.sharpness.measure` found.
+    """
+    points = told["points"]
+    names = _measures(points.values())
+    rows = [(name, [_with_error(point.get(name)) for point in points.values()]) for name in names]
+    notes = f"At step {told['step']}; {_settings(told)} The value +- its standard error."
+    (folder / "sharpness.md").write_text(f"{_table(points, rows)}\n{notes}\n")
+    drawn: dict[str, Any] = {
+        name: sharpness.Slice((np.array(point["slice"]["axis"]),), np.array(_numbers(point)))
+        for name, point in points.items()
+    }
+    if "barrier" in told:
+        drawn["two workers:"] = sharpness.Barrier(**told["barrier"])
+    sharpness.plot(drawn, folder / "sharpness.png")
+
+
+def write_comparison(folder: Path, found: Mapping[Path, Told]) -> None:
+    """Writes `sharpness.json`, `.md` and `.png` of several runs, the seeds of each together.
+
+    Args:
+        folder: where they go.
+        found: what `experiments.sharpness.measure` found, by the run's folder.
+    """
+    groups: dict[str, list[Told]] = {}
+    for run, told in found.items():
+        name = run.parent.name if run.name.startswith("seed_") else run.name
+        groups.setdefault(name, []).append(told)
+    parts = {}
+    for part in ("mean", "worker", "center"):
+        values = {name: _of_runs(runs, part) for name, runs in groups.items()}
+        parts[part] = {name: each for name, each in values.items() if each}
+    metrics.write_json(folder / "sharpness.json", parts)
+    heads = {
+        "mean": "At the mean of the workers",
+        "worker": "At the workers, the mean over them",
+        "center": "At the rule's centre",
+    }
+    told = next(iter(found.values()))
+    notes = f"{_settings(told)} Mean +- standard deviation over the runs of a configuration."
+    tables = []
+    for part, rules in parts.items():
+        names = list(dict.fromkeys(name for each in rules.values() for name in each))
+        rows = [(name, [_spread(of.get(name)) for of in rules.values()]) for name in names]
+        if rows:
+            tables.append(f"{heads[part]}:\n\n{_table(rules, rows)}")
+    (folder / "sharpness.md").write_text("\n".join([*tables, notes, ""]))
+    _draw(parts["mean"] or parts["worker"] or parts["center"], folder / "sharpness.png")
+
+
+def _of_runs(runs: Sequence[Told], part: str) -> dict[str, list[float]]:
+    """Each measure of one part of each run, and the test accuracy; of the workers the mean."""
+    found: dict[str, list[float]] = {}
+    for told in runs:
+        chosen = [point for name, point in told["points"].items() if name.split()[0] == part]
+        for measure in _measures(chosen):
+            values = [_number(point[measure]["value"]) for point in chosen if measure in point]
+            found.setdefault(measure, []).append(float(np.mean(values)))
+        if part == "mean" and chosen and told["summary"]:
+            accuracy = _number(told["summary"]["test_accuracy"])
+            found.setdefault("test accuracy", []).append(accuracy)
+    return found
+
+
+def _draw(rules: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """A panel for each measure, a point for each run."""
+    names = list(dict.fromkeys(name for each in rules.values() for name in each))
+    columns = min(len(names), 5)
+    lines = math.ceil(len(names) / columns)
+    size = (3.2 * columns, 0.8 + (0.6 + 0.3 * len(rules)) * lines)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = np.ravel(figure.subplots(lines, columns, sharey=True, squeeze=False))
+    for axes, name in zip(panels, names, strict=False):
+        for y, of in enumerate(rules.values()):
+            values = of.get(name, [])
+            axes.plot(values, [y] * len(values), "o", ms=4, alpha=0.7, color=f"C{y % 10}")
+        axes.set(title=name, yticks=range(len(rules)), yticklabels=list(rules))
+        axes.title.set_fontsize(9)
+        axes.tick_params(labelsize=8)
+        axes.margins(y=0.2)
+        axes.grid(alpha=0.3)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def _measures(points: Iterable[Told]) -> list[str]:
+    names = dict.fromkeys(name for point in points for name in point)
+    return [name for name in names if name not in NO_MEASURE]
+
+
+def _numbers(point: Told) -> list[float]:
+    return [_number(value) for value in point["slice"]["losses"]]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value  # as a metrics file writes it
+
+
+def _settings(told: Told) -> str:
+    settings = told["settings"]
+    many = settings["examples"] or "all"
+    kind = "balanced" if settings["balanced"] else "plain"
+    return f"{many} training examples (seed {settings['seed']}), {kind} parameters."
+
+
+def _with_error(of: Told | None) -> str:
+    if of is None:
+        return ""
+    error = f" +- {_number(of['error']):.2g}" if "error" in of else ""
+    return f"{_number(of['value']):.5g}{error}"
+
+
+def _spread(values: Sequence[float] | None) -> str:
+    if values is None:
+        return ""
+    spread = f" +- {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.5g}{spread}"
+
+
+def _table(columns: Iterable[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    heads = ["measure", *columns]
+    lines = [heads, ["---"] * len(heads), *([n.replace("_", " "), *cells] for n, cells in rows)]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), ""])
