@@ -216,7 +216,7 @@ def test_the_state_is_all_there_is():
     np.testing.assert_array_equal(plain, resumed)
 
 
-@pytest.mark.parametrize("snapshot_dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("snapshot_dtype", [None, "bfloat16"])
 def test_types_stay(snapshot_dtype):
     tx = autodrop(1, extra_epochs=1, theta=90, theta_max=90, snapshot_dtype=snapshot_dtype)
     x = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2)}
@@ -369,6 +369,7 @@ def test_what_it_tells_is_what_rules_tell():
         ({"mean_of": "moves"}, "mean_of is 'moves'"),
         ({"axis": 3}, "axis is 3"),
         ({"snapshot_dtype": jnp.int8}, "snapshot_dtype is"),
+        ({"snapshot_dtype": "bfloat17"}, "snapshot_dtype is"),
     ],
 )
 def test_wrong_arguments(hyper, message):

@@ -11,6 +11,7 @@ from ways import advanced, linear_run
 from experiments import configs
 from experiments.components import read_component
 from experiments.config import build, from_plain
+from jaxdist import rules
 from jaxdist.flatness import lpf_value_and_grad, sam_value_and_grad
 
 
@@ -83,6 +84,8 @@ def test_from_the_command_line():
         ("gradient=lpf(num_samples=0)", "num_samples"),
         ("gradient=lpf(num_samples=5)", "num_samples"),  # does not divide the batch of 16
         ("gradient=sam(rho=-0.1)", "rho"),
+        ("gradient=lpf_increasing(transition_steps=0)", "transition_steps"),
+        ("drop=autodrop", "total_steps"),  # one step is no three snapshots
         ("loss=output_regularized(coef=-1.0)", "coef"),
         ("loss=output_regularized(kind='smooth')", "kind"),
     ],
@@ -101,3 +104,28 @@ def test_bad_input(part, said):
 def test_label_noise_out_of_range():
     with pytest.raises(ValueError, match="rate"):
         build(dataclasses.replace(configs.load("digits_mgrawa"), label_noise=1.5))
+
+
+def test_workers_drop_their_rate_as_one():
+    """Any two angles differ by less than 180: with snapshots at 2, 13, 24, ..., drops at 35, 46."""
+    chosen = read_component("drop=autodrop(theta=180.0, theta_max=180.0, extra_epochs=1, rho=0.5)")
+    config = dataclasses.replace(configs.load("digits_mgrawa"), **dict([chosen]), steps=46)
+    assert from_plain(config.plain()) == config
+    run = build(config)
+    assert run.sampler.steps_per_epoch == 11
+    for steps, scale in ((34, 1.0), (35, 0.5), (46, 0.25)):
+        state, _ = advanced(dataclasses.replace(run, steps=steps))
+        told = rules.metrics(state.opt_state)
+        np.testing.assert_array_equal(told["learning_rate_scale"], np.full(8, scale))
+
+
+def test_growing_noise_ends_where_the_paper_says():
+    """At the last step the noise is 15 times as large as at the first, and so is what it does."""
+    _, made = read_component(
+        "gradient=lpf_increasing(gamma=1e-3, transition_steps=10, num_samples=1)"
+    )
+    oracle = made(lambda params, batch, key: (params**2).sum() / 2, has_aux=False)
+    params, key = np.ones(4, np.float32), jax.random.key(0)
+    first, last = (oracle(params, None, key=key, step=step)[1] - params for step in (0, 10))
+    np.testing.assert_allclose(last, 15 * first, rtol=1e-3)
+    assert np.abs(first).max() > 1e-4
