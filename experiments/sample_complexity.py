@@ -8,8 +8,8 @@ is a Gaussian, that of the network trained on half of the examples.
 
 Training is one worker's SGD with Nesterov momentum 0.9, batches of 128 (all examples if they are
 fewer), a cosine from rate 0.03 to 0, no weight decay and no augmentation. `--steps` is what all
-examples get; a part has steps in proportion to the square root of its size, so that the smaller it
-is the more passes are made. The theory takes the training error to be zero: it is in the table,
+examples get; a part has steps in proportion to its size to the power 3/4, so that the smaller it is
+the more passes are made. The theory takes the training error to be zero: it is in the table,
 which says how far that is so. The same command again goes on where it stopped, and trains nothing
 twice. DIR gets `sample_complexity.json`, `.md` and `.png`, and a folder for each network.
 
@@ -27,6 +27,7 @@ of the test points, exact mean distances where they draw 1000, the best delta of
 """
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,11 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="folder for the results")
     parser.add_argument("--data", default="digits", help="\"idx(path='FOLDER')\", of images")
     parser.add_argument("--model", default="lenet5", help="'mlp(widths=(64,))', of images")
-    parser.add_argument(
-        "--fractions", nargs="+", type=float, default=FRACTIONS, help="parts of the training set"
-    )
+    parser.add_argument("--fractions", nargs="+", type=float, default=FRACTIONS, help="parts")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one network each")
-    parser.add_argument("--steps", type=int, default=12_000, help="steps on all examples")
+    parser.add_argument("--steps", type=int, default=16_000, help="steps on all examples")
     parser.add_argument("--batch_size", type=int, default=128, help="examples in a step")
     parser.add_argument("--learning_rate", type=float, default=0.03, help="peak of the cosine")
     args = parser.parse_args(argv)
@@ -99,12 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         means = [float(np.mean(of.test_errors)) for of in errors]
         fits = {kind: fit_dim_delta(densities, n, means, kind=kind) for kind in KINDS}
         report = table(errors, args.seeds, fits)
-        as_json = {
-            "data": args.data,
-            "model": args.model,
-            "seeds": args.seeds,
-            "batch_size": args.batch_size,
-            "learning_rate": args.learning_rate,
+        given = ("data", "model", "seeds", "batch_size", "learning_rate")
+        as_json = {name: getattr(args, name) for name in given} | {
             "errors": [of._asdict() for of in errors],
             "fits": {kind: fit._asdict() for kind, fit in fits.items()},
         }
@@ -159,22 +154,22 @@ def measure(args: argparse.Namespace) -> tuple[list[Errors], list[Density]]:
     look = make_look(model(dataset.input_shape, dataset.num_classes), dataset)
     found, densities = [], []
     for fraction in args.fractions:
-        for seed in args.seeds:
-            run = part(dataclasses.replace(config, seed=seed), len(dataset.train), fraction)
-            (rows,), folder = run.shards, args.workdir / f"fraction_{fraction:g}" / f"seed_{seed}"
+        num = len(dataset.train)
+        runs = [part(dataclasses.replace(config, seed=seed), num, fraction) for seed in args.seeds]
+        found.append(Errors(fraction, len(runs[0].shards[0]), runs[0].steps, [], []))
+        for run in runs:
+            folder = args.workdir / f"fraction_{fraction:g}" / f"seed_{run.seed}"
             test_error = 1 - train(run, folder, progress=False)["test_accuracy"]
             network = restore(run, folder)
-            features, train_error = look(*network, dataset.train, rows)
+            features, train_error = look(*network, dataset.train, run.shards[0])
+            found[-1].train_errors.append(train_error)
+            found[-1].test_errors.append(test_error)
             print(
-                f"{len(rows):,} examples, seed {seed}, {run.steps:,} steps: training error "
+                f"{len(features):,} examples, seed {run.seed}, {run.steps:,} steps: training error "
                 f"{train_error:.2%}, test error {test_error:.2%}",
                 flush=True,
             )
-            if seed == args.seeds[0]:
-                found.append(Errors(fraction, len(rows), run.steps, [], []))
-            found[-1].train_errors.append(train_error)
-            found[-1].test_errors.append(test_error)
-            if fraction == FEATURES_AT and seed == args.seeds[0]:
+            if fraction == FEATURES_AT and not densities:
                 test, _ = look(*network, dataset.test, np.arange(len(dataset.test)))
                 both = np.concatenate([features, test])
                 densities = [gaussian_density(both, dim, test_features=test) for dim in DIMS]
@@ -195,23 +190,20 @@ def part(config: Config, num: int, fraction: float) -> Run:
     size = round(fraction * num)
     if size < 1:
         raise ValueError(f"--fractions holds {fraction:g}; of {num} examples that leaves none")
-    steps = max(1, round(config.steps * (size / num) ** 0.5))
+    steps = max(1, round(config.steps * (size / num) ** 0.75))
     batch = min(config.batch_size, size)
     run = build(dataclasses.replace(config, steps=steps, batch_size=batch))
     order = np.random.default_rng(config.seed).permutation(num)
-    # A run may go on for longer, but this one's schedule would then start anew: `steps` once more,
-    # where it must not change.
+    # The steps again, here where they must not change: the schedule depends on them.
     description = run.description | {"part": {"examples": size, "steps": steps}}
     return dataclasses.replace(run, shards=[np.sort(order[:size])], description=description)
 
 
 def restore(run: Run, folder: Path) -> tuple[Any, Any]:
     """The parameters and the other variables at the end of a run of one worker."""
-    checkpoints = Checkpoints(folder.absolute() / record.CHECKPOINTS, run.description)
-    try:
-        state = checkpoints.restore(abstract(run))
-    finally:
-        checkpoints.close()
+    saved = Checkpoints(folder.absolute() / record.CHECKPOINTS, run.description)
+    with contextlib.closing(saved):
+        state = saved.restore(abstract(run))
     return jax.tree.map(lambda x: x[0], (state.params, state.model_state))
 
 
@@ -269,10 +261,9 @@ def table(errors: Sequence[Errors], seeds: Sequence[int], fits: Mapping[str, Fit
         cells = [kind, str(fit.dim), f"{fit.delta:.4g}", f"{fit.residual:.3g}", *norms]
         rows.append(f"| {' | '.join(cells)} |")
     notes = (
-        f"Mean +- standard deviation over seeds {', '.join(map(str, seeds))}. The last columns are",
-        "the test errors that the fits predict, from the features of the network trained on",
-        f"{FEATURES_AT:g} of the examples with seed {seeds[0]}; the theory takes the training error"
-        " to be 0.",
+        f"Mean +- standard deviation over seeds {', '.join(map(str, seeds))}. Cube and poisson are",
+        "the test errors that the fits give, from the features of the network trained on",
+        f"{FEATURES_AT:g} of the examples with seed {seeds[0]}; the training error should be 0.",
     )
     return "\n".join([*rows, "", *notes, ""])
 

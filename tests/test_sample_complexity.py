@@ -28,6 +28,7 @@ CONFIG = Config(
 COMMAND = ["--model", "mlp(widths=(16,))", "--fractions", "1", "0.5", "--learning_rate", "0.1"]
 
 
+@pytest.mark.slow
 def test_the_command_runs_and_resumes(tmp_path, capsys):
     argv = [*COMMAND, "--steps", "40", "--workdir", str(tmp_path)]
     study.main(argv)
@@ -36,7 +37,7 @@ def test_the_command_runs_and_resumes(tmp_path, capsys):
     }
     first = json.loads((tmp_path / "sample_complexity.json").read_text())
     half, whole = first["errors"]
-    assert (half["fraction"], half["examples"], half["steps"]) == (0.5, 718, 28)
+    assert (half["fraction"], half["examples"], half["steps"]) == (0.5, 718, 24)
     assert (whole["fraction"], whole["examples"], whole["steps"]) == (1.0, 1437, 40)
     for fit in first["fits"].values():
         relative = [
@@ -48,7 +49,7 @@ def test_the_command_runs_and_resumes(tmp_path, capsys):
         assert fit["residuals"].keys() == set("12345")
         assert fit["residuals"][str(fit["dim"])] == fit["residual"]
     report = capsys.readouterr().out
-    assert "| 0.5 | 718 | 28 | " in report
+    assert "| 0.5 | 718 | 24 | " in report
     assert report.strip().endswith("sample_complexity.png")
 
     network = tmp_path / "fraction_0.5" / "seed_0" / "metrics.jsonl"
@@ -65,7 +66,7 @@ def test_the_command_runs_and_resumes(tmp_path, capsys):
 
     with pytest.raises(SystemExit):  # its schedule would be another one
         study.main([*COMMAND, "--steps", "50", "--workdir", str(tmp_path)])
-    assert "another configuration (part.steps: 28 there, 35 here)" in capsys.readouterr().err
+    assert "another configuration (part.steps: 24 there, 30 here)" in capsys.readouterr().err
 
 
 def test_a_look_is_the_networks_own(tmp_path):
@@ -82,21 +83,17 @@ def test_a_look_is_the_networks_own(tmp_path):
     by_hand = jax.nn.relu(x.reshape(len(x), -1) @ layer["kernel"] + layer["bias"][None])
     np.testing.assert_allclose(features, by_hand, atol=1e-5)
     _, train_error = look(params, state, run.dataset.train, run.shards[0])
-    assert train_error < error
+    assert train_error < 0.2
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "size", "width"),
-    [("lenet5", {"field": 16}, 8, 84), ("resnet20", {}, 8, 64)],
-)
-def test_a_look_at_models(name, options, size, width):
-    """Through convolutions and running statistics, in chunks of which the last is not full."""
-    dataset = digits(size=size)
-    model = MODELS[name](dataset.input_shape, 10, **options)
+def test_a_look_at_lenet():
+    """In chunks of which the last is not full."""
+    dataset = digits()
+    model = MODELS["lenet5"](dataset.input_shape, 10, field=16)
     params, state = model.init(jax.random.key(0))
     rows = np.arange(0, 2 * (study.CHUNK + 3), 2)
     features, error = study.make_look(model, dataset)(params, state, dataset.train, rows)
-    assert features.shape == (len(rows), width)
+    assert features.shape == (len(rows), 84)
     x, y = dataset.train[rows]
     x = normalize(jnp.asarray(x), dataset.mean, dataset.std)
     logits = np.asarray(jax.jit(model.apply, static_argnums=3)(params, state, x, False)[0])
@@ -111,7 +108,7 @@ def test_parts_are_nested():
     assert (len(few), len(more)) == (359, 718)
     assert len(set(more)) == 718
     assert set(few) < set(more)
-    assert (quarter.steps, half.steps) == (50, 71)  # as the square root
+    assert (quarter.steps, half.steps) == (35, 59)  # to the power 3/4
     other = study.part(dataclasses.replace(CONFIG, seed=1), 1437, 0.25)
     assert set(other.shards[0]) != set(few)
 
