@@ -87,7 +87,10 @@ def start(devices: int) -> None:
 
 @contextlib.contextmanager
 def clean_errors(traceback: bool) -> Iterator[None]:
-    """Ends the program with one line and status 2 where an argument turns out to be wrong."""
+    """Ends the program with one line: with status 2 where an argument turns out to be wrong.
+
+    A run that was told to stop, and is saved, ends with status 0; one that lost a process with 1.
+    """
     try:
         yield
     except ValueError as error:
@@ -98,3 +101,11 @@ def clean_errors(traceback: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        from jaxdist.training import faults  # JAX, once it is there anyway
+
+        lost = isinstance(error, faults.LostProcessError)
+        if traceback or not (lost or isinstance(error, faults.PreemptedError)):
+            raise
+        print(f"{'error: ' * lost}{error}", file=sys.stderr, flush=True)
+        raise SystemExit(int(lost)) from None

@@ -126,6 +126,11 @@ def test_effective_dimension_on_the_spectrum_on_which_ritz_values_without_weight
     trace = sharpness.trace(quadratic, params, **at)
     assert covers(trace, eigenvalues.sum())
     assert float(trace.error) < 15
+    rest = sharpness.trace(
+        quadratic, params, num_samples=30, num_steps=20, **at
+    )  # as many products
+    assert covers(rest, eigenvalues.sum())
+    assert float(rest.error) < 0.1 * float(trace.error)
     top = sharpness.largest_eigenvalue(quadratic, params, **at)
     np.testing.assert_allclose(top.value, 50, rtol=1e-5)
 
@@ -156,6 +161,7 @@ def test_standard_errors_are_those_of_the_estimates():
     cases = [
         (sharpness.trace, values.sum(), {}),
         (sharpness.trace, values.sum(), {"probes": "normal"}),
+        (sharpness.trace, values.sum(), {"num_steps": 3}),
         (sharpness.frobenius_norm, np.linalg.norm(values), {}),
         (sharpness.effective_dimension, np.sum(positive / (positive + 1)), {"num_steps": 6}),
     ]
@@ -193,6 +199,10 @@ def test_lanczos_stops_where_the_krylov_space_ends(values):
         dimension = sharpness.effective_dimension(quadratic, params, **many, **at)
         truth = np.sum(positive / (positive + 1))
         assert abs(dimension.value - truth) < 4 * dimension.error + 1e-4
+        trace = sharpness.trace(quadratic, params, num_steps=8, **many, **at)
+        assert abs(trace.value - values.sum()) < 4 * trace.error + 1e-4
+        if len(set(values)) == 4:  # the space is everything
+            assert trace.error < 1e-5
 
 
 def test_the_residual_bounds_the_distance_to_an_eigenvalue():
@@ -234,6 +244,7 @@ def test_on_a_linear_model_the_two_curvatures_agree(network):
             "probes is 'uniform'; it must be one of 'signs', 'normal'",
         ),
         ("trace", {"parallel": 0}, "parallel is 0"),
+        ("trace", {"num_steps": -1}, "num_steps is -1"),
         ("trace", {"curvature": "fisher"}, "curvature is 'fisher'"),
         ("trace", {"curvature": "ggn"}, "must be a Problem"),
         ("trace", {"key": None}, "key is None"),

@@ -3,6 +3,7 @@
 The only module that imports matfree, whose names change between releases.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -37,6 +38,38 @@ def largest(product: Operator, start: Params, num_steps: int) -> tuple[jax.Array
     values, vectors = jnp.linalg.eigh(lanczos.J_small)
     last = vectors[-1, -1]
     return values[-1], jnp.abs(last) * optax.tree.norm(lanczos.residual)
+
+
+def deflated_trace(
+    product: Operator, start: Params, num_steps: int
+) -> tuple[jax.Array, Callable[[Params], jax.Array]]:
+    """The trace on the Krylov space of `start`, and the integrand of what is left of it.
+
+    tr H = tr Q^T H Q + tr P H P,   P = I - Q Q^T
+
+    Args:
+        product: v -> H v.
+        start: where the space begins.
+        num_steps: products, and vectors that are held in memory.
+
+    Returns:
+        The first term, and v -> (P v)^T H (P v).
+    """
+    lanczos = _lanczos(num_steps, start)(product, start)
+    off = jnp.diag(lanczos.J_small, -1)  # 0 where the space ends
+    real = jnp.append(True, lax.cumprod(jnp.where(off != 0, 1, 0)) > 0)
+    rows = lambda q: jnp.where(real.reshape(-1, *[1] * (q.ndim - 1)), q, 0)
+    basis = jax.tree.map(rows, lanczos.Q_tall)
+    dot = functools.partial(jnp.tensordot, precision="highest")
+
+    def project(v):
+        parts = jax.tree.map(lambda q, a: dot(q, a, a.ndim), basis, v)
+        along = jax.tree.reduce(jnp.add, parts)
+        return jax.tree.map(lambda a, q: a - dot(along, q, 1), v, basis)
+
+    inside = jnp.where(real, jnp.diag(lanczos.J_small), 0).sum()
+    # the second projection takes away what rounding left
+    return inside, lambda v: quadratic_form(product, project(project(v)))
 
 
 def _lanczos(num_steps: int, params: Params) -> Callable:

@@ -1,6 +1,7 @@
 """Measures of the Hessian's spectrum through products H v."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,7 @@ def trace(
     key: jax.Array | None = None,
     data: Data,
     num_samples: int = 50,
+    num_steps: int = 0,
     probes: str = "signs",
     curvature: str = "hessian",
     parallel: int = 1,
@@ -77,6 +79,14 @@ def trace(
 
         tr H = E v^T H v,   Var = 2 (||H||_F^2 - sum_i H_ii^2) for signs, 2 ||H||_F^2 for normal v
 
+    With `num_steps` > 0 the same of what is left of H outside a Krylov space, whose orthonormal
+    basis Q costs so many products:
+
+        tr H = tr Q^T H Q + E (P v)^T H (P v),   P = I - Q Q^T
+
+    The Hessian of a trained network has some large eigenvalues, which make most of the variance;
+    they lie in Q after few products.
+
     Args:
         loss: as in `largest_eigenvalue`.
         params: as in `largest_eigenvalue`.
@@ -85,6 +95,7 @@ def trace(
         curvature: as in `largest_eigenvalue`.
         balanced: as in `largest_eigenvalue`.
         num_samples: probes v, each one product H v and so one pass over the data.
+        num_steps: vectors of Q, each one product too, and as large as the parameters; 0 for none.
         probes: "signs" or "normal".
         parallel: probes at a time.
 
@@ -95,9 +106,12 @@ def trace(
         ValueError: for a wrong option, no key, or parameters that are not finite.
 
     Reference: Hutchinson, 1989, in matfree (READ). The released code of LPF-SGD (READ) instead sums
-    100 Ritz values, which is biased.
+    100 Ritz values, which is tr Q^T H Q alone, and biased. Deflation from memory (Meyer et al.,
+    Hutch++, 2021, which finds Q otherwise).
     """
     options = _check_probes(key, num_samples, probes, curvature, parallel)
+    check_integer("num_steps", num_steps, 0)
+    options |= {"num_steps": num_steps}
     return compute(_trace, loss, params, key, data, balanced, **options)
 
 
@@ -197,8 +211,15 @@ def _largest_eigenvalue(at: Whole, key, *, num_steps, curvature):
     return Measured(*estimators.largest(at.product(curvature), start, num_steps))
 
 
-def _trace(at: Whole, key, **options):
-    return mean_and_error(_probe(at, key, estimators.quadratic_form, **options))
+def _trace(at: Whole, key, *, num_steps, curvature, **options):
+    if num_steps == 0:
+        form = estimators.quadratic_form
+        return mean_and_error(_probe(at, key, form, curvature=curvature, **options))
+    ours, key = jax.random.split(key)
+    product, start = at.product(curvature), normal(ours, at.params)
+    inside, outside = estimators.deflated_trace(product, start, num_steps)
+    rest, error = mean_and_error(_samples(at, key, outside, **options))
+    return Measured(inside + rest, error)
 
 
 def _frobenius_norm(at: Whole, key, **options):
@@ -213,10 +234,14 @@ def _effective_dimension(at: Whole, key, *, shift, num_steps, **options):
     return mean_and_error(_probe(at, key, integrand, **options))
 
 
-def _probe(at: Whole, key, integrand, *, num_samples, probes, curvature, parallel):
+def _probe(at: Whole, key, integrand, *, curvature, **options):
     """`integrand(H, v)` for random v, `[num_samples]`."""
-    product = at.product(curvature)
-    one = lambda key: integrand(product, estimators.draw(probes, at.params, key))
+    return _samples(at, key, partial(integrand, at.product(curvature)), **options)
+
+
+def _samples(at: Whole, key, fn, *, num_samples, probes, parallel):
+    """`fn(v)` for random v, `[num_samples]`."""
+    one = lambda key: fn(estimators.draw(probes, at.params, key))
     return samples(one, key, num_samples, parallel)
 
 

@@ -2,12 +2,15 @@
 
 from jaxdist.training import multihost
 from jaxdist.training.evaluate import make_evaluate
+from jaxdist.training.faults import LostProcessError, PreemptedError
 from jaxdist.training.loop import train
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState, create
 from jaxdist.training.step import make_step
 
 __all__ = [
+    "LostProcessError",
+    "PreemptedError",
     "Run",
     "TrainState",
     "create",

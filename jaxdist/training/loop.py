@@ -8,6 +8,7 @@ from jaxdist.training import multihost, plots, record
 from jaxdist.training.advance import make_advance
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.evaluate import make_evaluate
+from jaxdist.training.faults import PreemptedError, StopSignal, naming_the_lost
 from jaxdist.training.feed import Advance
 from jaxdist.training.journal import Journal, passed, traffic_of
 from jaxdist.training.metrics import write_json
@@ -35,6 +36,8 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
     Raises:
         ValueError: if the workdir cannot be written, holds a run of another configuration or a
             damaged checkpoint, or if that run is past `run.steps` already.
+        PreemptedError: after SIGTERM at any process, when the state is saved.
+        LostProcessError: if another process is gone, or stuck; the message names it.
     """
     workdir = record.claim(workdir, run)
     if (summary := record.finished(workdir, run)) is not None:
@@ -52,7 +55,9 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
         journal = Journal(run, traffic, workdir, start, show)
         stack.callback(journal.close)
-        state, found = _steps(run, advance, state, start, journal, checkpoints)
+        stop = stack.enter_context(StopSignal())
+        with naming_the_lost():
+            state, found = _steps(run, advance, state, start, journal, checkpoints, stop)
         summary = {
             "rule": run.rule,
             "workers": run.workers.num,
@@ -89,6 +94,7 @@ def _steps(
     start: int,
     journal: Journal,
     checkpoints: Checkpoints,
+    stop: StopSignal,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains from step `start` to the end, and evaluates there."""
     evaluate = make_evaluate(run)
@@ -101,7 +107,10 @@ def _steps(
             with journal.pause(done):
                 found = evaluate(state)
                 journal.evaluation(done, found)
-        if passed(before, done, run.checkpoint_every, run.steps):
+        told = stop.told() and done < run.steps
+        if told or passed(before, done, run.checkpoint_every, run.steps):
             with journal.pause(done):
                 checkpoints.save(state, done)
+        if told:
+            raise PreemptedError(done)
     return state, found or evaluate(state)

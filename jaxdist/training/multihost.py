@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax._src import distributed
@@ -10,6 +11,12 @@ from jax.experimental import multihost_utils
 
 PARTING = 20
 """Seconds for which a process that ends waits for the others."""
+
+HEARTBEAT = 20
+"""Seconds after which JAX's runtime takes a process that is not heard of for dead."""
+
+COLLECTIVE_TIMEOUT = 100
+"""Seconds for which a collective on CPU devices waits for a process that does not come."""
 
 _JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -27,7 +34,7 @@ def initialize() -> None:
     given = {name: os.environ[name] for name in _JOIN if os.environ.get(name)}
     if not given:
         if _tasks() > 1:
-            jax.distributed.initialize(shutdown_timeout_seconds=PARTING)
+            _join()
         return
     if missing := [name for name in _JOIN if name not in given]:
         raise ValueError(f"{', '.join(given)} set without {', '.join(missing)}: set all or none")
@@ -35,7 +42,16 @@ def initialize() -> None:
         if not given[name].isdigit():
             raise ValueError(f"{name}={given[name]!r}: allowed are integers from 0")
     address, num, index = given.values()
-    jax.distributed.initialize(address, int(num), int(index), shutdown_timeout_seconds=PARTING)
+    _join(address, int(num), int(index))
+
+
+def _join(*where: Any) -> None:
+    flag = "--xla_cpu_collective_timeout_seconds"
+    if flag not in (flags := os.environ.get("XLA_FLAGS", "")):  # without it, for ever
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}={COLLECTIVE_TIMEOUT}".strip()
+    jax.distributed.initialize(
+        *where, shutdown_timeout_seconds=PARTING, heartbeat_timeout_seconds=HEARTBEAT
+    )
 
 
 def is_main() -> bool:

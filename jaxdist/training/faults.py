@@ -1,0 +1,87 @@
+"""What ends a run before its last step: a signal to stop, and a process that is lost."""
+
+import contextlib
+import itertools
+import signal
+import threading
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxdist.training.multihost import Store
+
+CALLS = itertools.count()
+"""The looks that all runs of this process take for a signal; all processes take the same ones."""
+
+ROLL_CALL = 5.0
+"""Seconds that the others have to answer when something goes wrong at one process."""
+
+
+class PreemptedError(Exception):
+    """A run that was told to stop, and has saved its state.
+
+    Attributes:
+        step: the steps that are done and in the checkpoint.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(f"told to stop: saved at step {step}, from which the same run goes on")
+        self.step = step
+
+
+class LostProcessError(RuntimeError):
+    """Another process of this run is gone, or stuck; the message names it."""
+
+
+class StopSignal:
+    """Whether SIGTERM told the run to stop: at any process, and all hear of it at the same look.
+
+    A context manager. Of several processes JAX's preemption service hears the signal; a single
+    process notes it itself, if this is its main thread.
+    """
+
+    def __enter__(self) -> "StopSignal":
+        self._told, self._before = False, None
+        if not _several() and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def told(self) -> bool:
+        """One look, to be taken once after each advance of the run."""
+        look = next(CALLS)
+        return multihost_utils.reached_preemption_sync_point(look) if _several() else self._told
+
+    def _note(self, *_) -> None:
+        self._told = True
+
+
+@contextlib.contextmanager
+def naming_the_lost() -> Iterator[None]:
+    """Says which process is lost, where that is why something in here failed.
+
+    Raises:
+        LostProcessError: in place of the error, if some processes do not answer within `ROLL_CALL`.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if not _several():
+            raise
+        try:
+            Store("jaxdist/roll call").meet("the roll call after a failure", ROLL_CALL)
+        except TimeoutError as missing:
+            raise LostProcessError(f"{missing}: it is gone or stuck ({_line(error)})") from error
+        raise
+
+
+def _several() -> bool:
+    return jax.distributed.is_initialized()
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]

@@ -1,0 +1,146 @@
+"""What ends a run early: SIGTERM saves and stops it, in one process and in several."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from processes import SECONDS, run_processes, started
+from test_resume import equal, full_run, told
+from tiny_runs import saved
+
+from experiments import cli
+from jaxdist.training import LostProcessError, PreemptedError, faults, loop, train
+from jaxdist.training.faults import StopSignal
+
+STEPS = 100_000
+
+TRAIN = f"""
+import sys
+from experiments.train import main
+main(["--config", "digits_mgrawa", "--workers", "2", "--steps", "{STEPS}", "--eval_every", "0",
+      "--checkpoint_every", "0", "--no-progress", "--workdir", sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def terminated(monkeypatch):
+    """Sends SIGTERM to this process after so many advances of a run."""
+
+    def after(number):
+        make = loop.make_advance
+
+        def instead(run, traffic):
+            advance = make(run, traffic)
+
+            def counted(state, done):
+                progress = advance(state, done)
+                if progress.done == number:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return progress
+
+            return counted
+
+        monkeypatch.setattr(loop, "make_advance", instead)
+
+    return after
+
+
+def test_sigterm_saves_and_the_run_goes_on_bitwise(terminated, tmp_path):
+    train(full_run(), tmp_path / "whole", progress=False)
+    before = signal.getsignal(signal.SIGTERM)
+    terminated(6)
+    with pytest.raises(PreemptedError, match="saved at step 6") as stopped:
+        train(full_run(), tmp_path / "cut", progress=False)
+    assert stopped.value.step == 6
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    summary = train(full_run(), tmp_path / "cut", progress=False)
+    assert summary["steps"] == 10
+    equal(saved(full_run(), tmp_path / "cut"), saved(full_run(), tmp_path / "whole"))
+    assert told(tmp_path / "cut") == told(tmp_path / "whole")
+
+
+def test_sigterm_at_the_last_step_is_too_late(terminated, tmp_path):
+    terminated(10)
+    assert train(full_run(), tmp_path, progress=False)["steps"] == 10
+
+
+def test_no_signal_is_no_stop():
+    with StopSignal() as stop:
+        assert not any(stop.told() for _ in range(3))
+
+
+def test_what_ends_a_command_decides_its_status(capsys):
+    for error, status, said in (
+        (PreemptedError(7), 0, "told to stop: saved at step 7"),
+        (LostProcessError("process 1 of 2 is gone"), 1, "error: process 1 of 2 is gone"),
+    ):
+        with pytest.raises(SystemExit) as stop, cli.clean_errors(traceback=False):
+            raise error
+        assert stop.value.code == status
+        assert capsys.readouterr().err.startswith(said)
+    with pytest.raises(RuntimeError, match="else"), cli.clean_errors(traceback=False):
+        raise RuntimeError("something else")
+
+
+def test_a_failure_of_one_process_alone_is_left_as_it_is():
+    with pytest.raises(RuntimeError, match="as it was"), faults.naming_the_lost():
+        raise RuntimeError("as it was")
+
+
+def test_missing_processes_are_named(monkeypatch):
+    class Silent:
+        def __init__(self, name):
+            pass
+
+        def meet(self, place, seconds):
+            raise TimeoutError("process 1 of 2 did not come")
+
+    monkeypatch.setattr(faults, "Store", Silent)
+    monkeypatch.setattr(faults, "_several", lambda: True)
+    said = r"process 1 of 2 .* gone or stuck .*reset by peer"
+    with pytest.raises(LostProcessError, match=said), faults.naming_the_lost():
+        raise ValueError("Gloo: connection reset by peer\nmore")
+
+
+def steps_told(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_sigterm_at_one_process_stops_both_at_one_step(victim, tmp_path):
+    with started(2, TRAIN, tmp_path) as children:
+        deadline = time.monotonic() + SECONDS
+        while steps_told(tmp_path) < 5 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        children[victim].send_signal(signal.SIGTERM)
+        outputs = [child.communicate(timeout=60)[0] for child in children]
+    steps = {out.split("saved at step ")[1].split(",")[0] for out in outputs}
+    assert [child.returncode for child in children] == [0, 0], outputs
+    (step,) = steps
+    assert {folder.name for folder in (tmp_path / "checkpoints").iterdir()} == {step}
+    more = TRAIN.replace(str(STEPS), str(int(step) + 5))
+    for status, output in run_processes(2, more, tmp_path):
+        assert status == 0, output
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == int(step) + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_lost_ends_the_others_who_name_it(how, tmp_path):
+    with started(2, TRAIN, tmp_path) as children:
+        deadline = time.monotonic() + SECONDS
+        while steps_told(tmp_path) < 5 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        began = time.monotonic()
+        children[1].send_signal(how)
+        output = children[0].communicate(timeout=60)[0]
+        assert time.monotonic() - began < 45
+    assert children[0].returncode not in (0, None)
+    ours = "process 1 of 2 did not come" in output
+    of_jax = "(stopped sending heartbeats):\n1\n" in output
+    assert ours or of_jax, output[-3000:]
