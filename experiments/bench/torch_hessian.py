@@ -3,8 +3,9 @@
 Written from the published description (Yao, Gholami, Keutzer, Mahoney, PyHessian: Neural Networks
 Through the Lens of the Hessian, 2020) and its documented defaults: products by differentiating the
 gradient a second time, of one batch with the gradient's graph kept, of several with a new one for
-each batch and product; power iteration; Hutchinson's estimator, stopped when its mean stands still;
-Lanczos with reorthogonalisation. The file is also the process that does it; only it imports torch.
+each batch and product; power iteration; Hutchinson's estimator; Lanczos with reorthogonalisation.
+Its own rules stop when a value stands still, which may be far from it; here they stop at a given
+accuracy. The file is also the process that does it; only it imports torch.
 """
 
 import contextlib
@@ -117,27 +118,25 @@ class Hessian:
         return total
 
 
-def eigenvalue(hessian: Hessian, *, tolerance: float = 1e-3, most: int = 100) -> dict[str, float]:
-    """The eigenvalue of the largest magnitude, by power iteration until it stands still."""
-    v, before = _normalized(_normal(hessian.params)), None
+def eigenvalue(hessian: Hessian, *, near: float, within: float, most: int) -> dict[str, float]:
+    """The eigenvalue of the largest magnitude, by power iteration until it is near to a value."""
+    v = _normalized(_normal(hessian.params))
     for _ in range(most):
         product = hessian(v)
         value = _dot(v, product)
         v = _normalized(product)
-        if before is not None and abs(value - before) < tolerance * (abs(before) + 1e-6):
+        if abs(value - near) <= within * abs(near):
             break
-        before = value
     return {"value": value}
 
 
-def trace(hessian: Hessian, *, tolerance: float = 1e-3, most: int = 100) -> dict[str, float]:
-    """The trace by random signs, until the mean stands still; with tolerance 0, `most` of them."""
-    found, mean = [], 0.0
-    for _ in range(most):
+def trace(hessian: Hessian, *, error: float, most: int, least: int = 10) -> dict[str, float]:
+    """The trace by random signs, until its standard error is so small; at least `least` of them."""
+    found = []
+    while len(found) < most:
         v = _signs(hessian.params)
         found.append(_dot(v, hessian(v)))
-        before, mean = mean, float(np.mean(found))
-        if abs(mean - before) < tolerance * (abs(before) + 1e-6):
+        if len(found) >= least and _estimate(found)["error"] <= error:
             break
     return _estimate(found)
 
