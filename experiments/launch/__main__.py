@@ -1,0 +1,154 @@
+"""Starts a command in several processes of this machine that join into one JAX program.
+
+`python -m experiments.launch --processes 4 -- python -m experiments.train --config digits_mgrawa
+--workdir runs/a` prints what they print, passes signals on, and leaves none of them behind.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+
+PROG = "python -m experiments.launch"
+_TIMEOUT = "--xla_cpu_collective_timeout_seconds"
+_LONGEST_PAUSE = 60
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, runs the processes, and ends with their status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = _parser()
+    arguments, command = parser.parse_args(argv[:cut]), argv[cut + 1 :]
+    if not command:
+        parser.error("a command is needed: [options] -- COMMAND ...")
+    if shutil.which(command[0]) is None:
+        parser.error(f"{command[0]!r}: no such command")
+    try:
+        free_port(arguments.address)
+    except OSError as error:
+        reason = error.strerror
+        parser.error(f"--address {arguments.address}: allowed are this machine's own: {reason}")
+    raise SystemExit(launch(arguments, command))
+
+
+def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Runs the command until it succeeds or was restarted often enough.
+
+    Returns:
+        The status to end with.
+    """
+    from experiments.launch.processes import Launcher
+
+    with Launcher(command, arguments.grace) as launcher:
+        for restart in range(arguments.restarts + 1):
+            port = free_port(arguments.address)
+            status = launcher.run(
+                [environment(arguments, port, i) for i in range(arguments.processes)]
+            )
+            if status == 0 or launcher.stopped or restart == arguments.restarts:
+                return status
+            seconds = min(2**restart, _LONGEST_PAUSE)
+            launcher.say(f"restart {restart + 1} of {arguments.restarts} in {seconds} s")
+            if not launcher.pause(seconds):
+                return 128 + launcher.stopped
+
+
+def environment(arguments: argparse.Namespace, port: int, index: int) -> dict[str, str]:
+    """The environment of process `index`, of which `jaxdist.training.multihost` reads how to join.
+
+    Process 0 listens on the given address alone; JAX's own default is every address.
+    """
+    host = f"[{arguments.address}]" if ":" in arguments.address else arguments.address
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not re.search(rf"{_TIMEOUT}\b", flags):
+        flags = f"{flags} {_TIMEOUT}={arguments.timeout}".lstrip()
+    result = {
+        "PYTHONUNBUFFERED": "1",
+        **os.environ,
+        "JAX_COORDINATOR_ADDRESS": f"{host}:{port}",
+        "JAX_COORDINATOR_BIND_ADDRESS": f"{host}:{port}",
+        "JAX_NUM_PROCESSES": str(arguments.processes),
+        "JAX_PROCESS_ID": str(index),
+        "XLA_FLAGS": flags,
+    }
+    if arguments.devices_per_process:
+        result["JAX_NUM_CPU_DEVICES"] = str(arguments.devices_per_process)
+    return result
+
+
+def free_port(address: str) -> int:
+    """A TCP port of this machine's address that nothing listens on.
+
+    Raises:
+        OSError: if the address is none of this machine's.
+    """
+    family, kind, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.bind(place)
+        return probe.getsockname()[1]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        usage=f"{PROG} --processes N [options] -- COMMAND ...",
+        description="Runs a command in N processes of this machine that join into one JAX program.",
+        epilog="SIGTERM lets the processes save and end; Ctrl-C ends them, twice at once.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    positive, natural = _at_least(int, 1), _at_least(int, 0)
+    add("--processes", type=positive, required=True, metavar="N", help="how many processes")
+    add(
+        "--devices-per-process",
+        type=positive,
+        metavar="N",
+        help="CPU devices of each (JAX's default: 1)",
+    )
+    add(
+        "--restarts",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="start all again, at most N times, when one fails (default: %(default)s)",
+    )
+    add(
+        "--grace",
+        type=_at_least(float, 0),
+        default=30,
+        metavar="SECONDS",
+        help="time to end by themselves after a failure or signal (default: %(default)s)",
+    )
+    add(
+        "--timeout",
+        type=positive,
+        default=60,
+        metavar="SECONDS",
+        help="longest wait for the others in a collective on CPUs (default: %(default)s)",
+    )
+    add(
+        "--address",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="where process 0 listens for the others (default: %(default)s, this machine only)",
+    )
+    return parser
+
+
+def _at_least(kind: type, least: int):
+    def read(text: str):
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from {least}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+if __name__ == "__main__":
+    main()

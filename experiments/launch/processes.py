@@ -1,0 +1,156 @@
+"""The processes of one run: started, waited for, and always ended."""
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.launch.output import Output
+
+_HERE = Path(__file__).parent
+_ALONE = (sys.executable, "-I", "-S")  # without what the environment adds to Python
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end the run; SIGHUP, of a terminal that closes, is passed on as SIGTERM."""
+
+
+class Launcher:
+    """Runs a command in several processes, each in a process group of its own.
+
+    It must be used from the main thread, whose end is what the processes do not survive.
+
+    Args:
+        command: the command and its arguments.
+        grace: seconds that the others have to end when one failed or a signal came.
+    """
+
+    def __init__(self, command: Sequence[str], grace: float):
+        self._command, self._grace = command, grace
+        self._output = Output()
+        self._events: queue.SimpleQueue[tuple[int, int] | signal.Signals] = queue.SimpleQueue()
+        self._running: dict[int, int] = {}  # process index -> process id, which is its group's
+        self.stopped: signal.Signals | None = None
+
+    def __enter__(self) -> "Launcher":
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+        self._before = {
+            number: signal.signal(number, lambda n, _: self._events.put(signal.Signals(n)))
+            for number in (STOPS[:2] if ignored else STOPS)
+        }
+        self._guard = subprocess.Popen(
+            [*_ALONE, _HERE / "guard.py"], stdin=subprocess.PIPE, start_new_session=True
+        )
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._send(signal.SIGKILL)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(OSError):
+            self._guard.stdin.close()
+        self._guard.wait()
+
+    def run(self, environments: Sequence[Mapping[str, str]]) -> int:
+        """Starts one process with each environment and waits until all have ended.
+
+        Returns:
+            0 if all ended with 0; otherwise that of the first that failed, 128 plus the signal
+            where one killed it; 128 plus the signal that stopped the launcher.
+        """
+        for i, environment in enumerate(environments):
+            self._start(i, environment)
+        status = self._wait()
+        self._output.finish(give_up=lambda: not self._events.empty())
+        return status
+
+    def pause(self, seconds: float) -> bool:
+        """Waits, and tells whether no signal came meanwhile."""
+        with contextlib.suppress(queue.Empty):
+            self.stopped = self._events.get(timeout=seconds)
+        return self.stopped is None
+
+    def say(self, text: str) -> None:
+        """Prints a line of the launcher itself."""
+        self._output.say(text)
+
+    def _start(self, index: int, environment: Mapping[str, str]) -> None:
+        child = subprocess.Popen(
+            [*_ALONE, _HERE / "child.py", str(os.getpid()), *self._command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._running[index] = child.pid
+        self._tell("+", child.pid)
+        self._output.follow(index, child.stdout, 1)
+        self._output.follow(index, child.stderr, 2)
+        threading.Thread(target=self._watch, args=(index, child), daemon=True).start()
+
+    def _watch(self, index: int, child: subprocess.Popen) -> None:
+        status = child.wait()
+        _signal_group(child.pid, signal.SIGKILL)  # what it started and left
+        self._tell("-", child.pid)
+        self._events.put((index, status))
+
+    def _wait(self) -> int:
+        failed, deadline = 0, None
+        while self._running:
+            try:
+                left = None if deadline is None else max(0, deadline - time.monotonic())
+                event = self._events.get(timeout=left)
+            except queue.Empty:
+                self.say(f"{_names(self._running)} did not end within {self._grace:g} s: SIGKILL")
+                self._send(signal.SIGKILL)
+                deadline = None
+                continue
+            if isinstance(event, signal.Signals):
+                again, self.stopped = self.stopped, self.stopped or event
+                if again is None:
+                    self.say(f"{event.name}, passed on to {_names(self._running)}")
+                    self._send(signal.SIGINT if event == signal.SIGINT else signal.SIGTERM)
+                    deadline = deadline or time.monotonic() + self._grace
+                elif event == signal.SIGINT:
+                    self.say(f"SIGINT again, SIGKILL to {_names(self._running)}")
+                    self._send(signal.SIGKILL)
+                continue
+            index, status = event
+            del self._running[index]
+            if status and not failed:
+                failed = 128 - status if status < 0 else status
+                self.say(f"process {index} {_how(status)}")
+                if self.stopped is None and self._running:
+                    deadline = time.monotonic() + self._grace
+        return 128 + self.stopped if failed and self.stopped else failed
+
+    def _send(self, number: signal.Signals) -> None:
+        for group in list(self._running.values()):
+            _signal_group(group, number)
+
+    def _tell(self, sign: str, pid: int) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the guard, or this, may have ended
+            os.write(self._guard.stdin.fileno(), f"{sign}{pid}\n".encode())
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was killed by signal {-status}"
+
+
+def _names(running: Mapping[int, int]) -> str:
+    return f"process{'es' * (len(running) > 1)} {', '.join(map(str, sorted(running)))}"
