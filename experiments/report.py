@@ -1,0 +1,299 @@
+"""Writes one HTML page about runs: `python -m experiments.report --workdir RUN [RUN ...]`.
+
+A workdir is a run of `experiments.train`, finished or not, or the folder of a sweep. The page is a
+single file without scripts that loads nothing: tables, curves, configuration and environment.
+"""
+
+import argparse
+import base64
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import cli, comparison
+from experiments import report_page as page
+from experiments.report_page import Curve, Markup, tag
+from experiments.sharpness import FILE, FOLDER, runs_in
+from jaxdist.training import metrics, record
+from jaxdist.training.plots import series
+
+PROG = "python -m experiments.report"
+PAGE, TIMELINES = "report.html", "timelines.png"
+
+ACROSS = {"step": "step", "bytes_sent": "MB sent by a worker", **comparison.CLOCKS}
+CHARTS = (
+    ("loss", "step", "loss (nats), training, mean and range of the workers", True),
+    ("test_loss", "step", "loss (nats), test, mean of the workers' models", True),
+    ("test_accuracy", "step", "test accuracy (%), mean of the workers' models", False),
+    ("worker_accuracies", "step", "test accuracy (%), workers alone, mean and range", False),
+    ("center_accuracy", "step", "test accuracy (%), model at the rule's centre", False),
+    *(("test_accuracy", across, "test accuracy (%)", False) for across in list(ACROSS)[1:]),
+    ("consensus_distance", "step", "consensus distance", True),
+    ("steps_per_second", "step", "steps per second", False),
+)
+DRAWN = {*ACROSS, "epoch", "nonfinite_workers", *(chart[0] for chart in CHARTS)}
+MANY_WORKERS = 16
+COLUMNS = {  # what is shown, in what unit
+    "test accuracy": ("test_accuracy", 100, "%"),
+    "mean worker": ("mean_worker_accuracy", 100, "%"),
+    "worst worker": ("worst_worker_accuracy", 100, "%"),
+    "at the centre": ("center_accuracy", 100, "%"),
+    "test loss": ("test_loss", 1, ""),
+    "consensus distance": ("consensus_distance", 1, ""),
+    "MB sent": ("bytes_sent_per_worker", 1e-6, ""),
+    "seconds": ("seconds", 1, ""),
+    "virtual seconds": ("virtual_seconds", 1, ""),
+}
+NOTE = "Test accuracy and loss are of the mean of the workers' models; MB sent, of one worker."
+
+
+class Run(NamedTuple):
+    """What there is to tell about a run."""
+
+    name: str
+    group: str  # of the seeds of one configuration in a sweep, else the name
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    lines: list[dict[str, Any]]
+    finished: bool
+
+    def series(self, name: str, across: str = "step") -> tuple[np.ndarray, np.ndarray]:
+        """What a quantity is drawn against, `[T]`, and its values, `[T]` or `[T, W]`."""
+        lines = [line for line in self.lines if {name, across} <= line.keys()]
+        if name == "consensus_distance":  # evaluations tell it once more
+            lines = [line for line in lines if "loss" in line]
+        try:
+            scale = 1e-6 if across == "bytes_sent" else 1.0
+            return series(lines, across)[1] * scale, series(lines, name)[1]
+        except (ValueError, TypeError):
+            path = self.folder / record.METRICS
+            raise ValueError(f"{path}: {name!r} is not numbers of one shape") from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, and writes the page."""
+    parser = argparse.ArgumentParser(prog=PROG, description="Writes an HTML page about runs.")
+    parser.add_argument("--workdir", nargs="+", type=Path, required=True, help="runs, or sweeps")
+    parser.add_argument("--out", type=Path, help=f"the page (default: {PAGE} in the workdir)")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    args = parser.parse_args(argv)
+    with cli.clean_errors(args.traceback):
+        if args.out is None and len(args.workdir) > 1:
+            raise ValueError("out is None: with several workdirs it must say where the page goes")
+        if (out := args.out or args.workdir[0] / PAGE).is_dir():
+            raise ValueError(f"out={str(out)!r} is a folder: allowed is the name of a file")
+        try:
+            metrics.write_atomically(out, render(read(args.workdir), args.workdir))
+        except OSError as error:
+            raise ValueError(f"{error.filename}: {error.strerror}") from error
+        except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"workdir: a file is not what a run writes: {error!r}") from error
+        print(out)
+
+
+def read(workdirs: Sequence[Path]) -> list[Run]:
+    """The runs in the folders, in their order.
+
+    Raises:
+        ValueError: if a folder holds none, or a file in one is not what a run writes.
+    """
+    folders = list(dict.fromkeys(run.resolve() for root in workdirs for run in runs_in(root)))
+    common = os.path.commonpath(folders) if len(folders) > 1 else folders[0].parent
+    runs = []
+    for folder in folders:
+        told = record.read_json(folder / record.CONFIG)
+        if not isinstance(told, dict) or not isinstance(told.get("config"), dict):
+            raise ValueError(f"{folder / record.CONFIG} has no 'config': it is not that of a run")
+        lines = metrics.read(folder / record.METRICS)
+        if any(not isinstance(line.get("step"), int) for line in lines):
+            raise ValueError(f"{folder / record.METRICS}: a line has no 'step'")
+        name = folder.relative_to(common).as_posix()
+        group, config = name.partition("/seed_")[0], flatten(told.pop("config"))
+        finished = (folder / record.SUMMARY).exists()
+        runs.append(Run(name, group, folder, config, flatten(told), lines, finished))
+    return runs
+
+
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options under the names of their flags; a factory under that of its part.
+
+    Example:
+        >>> flatten({"rule": {"factory": "mgrawa", "period": 8}, "seed": 0})
+        {'rule': 'mgrawa', 'rule.period': 8, 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        name = prefix if prefix and key == "factory" else f"{prefix}.{key}".lstrip(".")
+        found |= flatten(value, name) if value and isinstance(value, dict) else {name: value}
+    return found
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """The measures of `comparison.summarize`; of a run not finished, those of its last lines."""
+    if run.finished:
+        found = comparison.summarize([run.folder])
+        return found | {m: found[m]["mean"] for m in comparison.MEASURES if m in found}
+    found = {"steps": 0} | {name: value for line in run.lines for name, value in line.items()}
+    if each := found.get("worker_accuracies"):
+        each = np.array(each, float)  # null is NaN
+        found |= {"mean_worker_accuracy": each.mean(), "worst_worker_accuracy": each.min()}
+    sent = found.get("bytes_sent", 0)
+    return found | {"steps": found.get("step", 0), "bytes_sent_per_worker": sent}
+
+
+def render(runs: Sequence[Run], workdirs: Sequence[Path]) -> str:
+    """The page about these runs, best first."""
+    found = {run.name: summarize(run) for run in runs}
+    accuracy = lambda run: np.array(found[run.name].get("test_accuracy"), float)  # none is NaN
+    runs = sorted(runs, key=lambda run: np.nan_to_num(-accuracy(run), nan=np.inf))
+    groups = list(dict.fromkeys(run.group for run in runs))
+    colors = {run.name: groups.index(run.group) for run in runs}
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    sections = {
+        "Summary": _summary(runs, found, colors),
+        "Curves": _curves(runs, colors),
+        "What the rule tells": map(_rule, runs),
+        "Timelines on the virtual clock": map(_timelines, workdirs),
+        "Sharpness": map(_sharpness, runs),
+        "Configuration": _compare("option", {run.name: run.config for run in runs}),
+        "Environment": _compare("of", {run.name: run.environment for run in runs}),
+    }
+    body = [tag("h1", title), tag("p", ", ".join(map(str, workdirs)), class_="faint")]
+    for head, parts in sections.items():
+        if inner := page.join(filter(None, parts)):
+            body.append(tag("section", tag("h2", head), inner))
+    return page.document(f"Report: {title}", *body)
+
+
+def _summary(
+    runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]], colors: Mapping[str, int]
+) -> Iterator[Markup]:
+    columns = {head: of for head, of in COLUMNS.items() if any(of[0] in f for f in found.values())}
+    rows, noticed = [], []
+    for run in runs:
+        of, options = found[run.name], (run.config.get(name, "") for name in ("rule", "workers"))
+        steps = f"{of['steps']:,}" + ("" if run.finished else " (not finished)")
+        name = page.join([page.swatch(colors[run.name]), run.name])
+        cells = (_number(of[m], *form) if m in of else "" for m, *form in columns.values())
+        rows.append((name, *options, steps, *cells))
+    heads = "run", "rule", "workers", "steps", *columns
+    yield page.table("One row a run, the best test accuracy first", heads, rows)
+    yield tag("p", NOTE, class_="faint")
+    for run in (run for run in runs if not run.finished):
+        last = {"step": 0, "epoch": 0} | (run.lines[-1] if run.lines else {})
+        where = f" has no {record.SUMMARY}: at step {last['step']}, epoch {last['epoch']}."
+        yield tag("p", tag("strong", run.name), where)
+    for run in runs:
+        steps: dict[Any, list[int]] = {}
+        for line in run.lines:
+            for worker in line.get("nonfinite_workers") or ():
+                steps.setdefault(worker, []).append(line["step"])
+        noticed += [(run.name, w, s[0], s[-1], len(s)) for w, s in sorted(steps.items())]
+    if noticed:
+        heads = "run", "worker", "first noticed at step", "last at step", "lines"
+        yield page.table("Workers whose loss was not finite", heads, noticed)
+
+
+def _curves(runs: Sequence[Run], colors: Mapping[str, int]) -> Iterator[Markup]:
+    """Figures with a curve for each run; of a single run, with all that has the same unit."""
+    one, charts = len(runs) == 1, {}
+    if not one:
+        yield page.legend({run.group: colors[run.name] for run in runs}, sticky=True)
+    for measure, across, title, log in CHARTS:
+        unit, _, what = title.partition(", ")
+        for run in runs:
+            x, values = run.series(measure, across)
+            if len(x):
+                curves = charts.setdefault((unit if one else title, ACROSS[across], log), [])
+                label = (what or unit, len(curves)) if one else (run.name, colors[run.name])
+                values = values * (100 if "accura" in measure else 1)
+                curves.append(Curve(*label, x, *_over_workers(values)))
+    figures = [page.chart(*key, curves, legends=one) for key, curves in charts.items()]
+    yield tag("div", *figures, class_="grid") if figures else tag("p", "No metrics yet.")
+
+
+def _rule(run: Run) -> Markup | None:
+    """Charts of the quantities that only this run's rule tells; of layers their mean."""
+    names: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for line in run.lines for name in line):
+        if name not in DRAWN:
+            names.setdefault(name.partition("/")[0], []).append(name)
+    figures = []
+    for base, layers in names.items():
+        title = base.replace("_", " ") + (", mean of the layers" if len(layers) > 1 else "")
+        (x, *_), values = zip(*map(run.series, layers), strict=True)
+        values = np.mean(values, axis=0)
+        curves = [Curve("mean and range", 0, x, *_over_workers(values))]
+        if values.ndim == 2 and values.shape[1] <= MANY_WORKERS:
+            curves = [Curve(f"worker {i}", i, x, each) for i, each in enumerate(values.T)]
+        if values.ndim == 2 and base.endswith("leader"):
+            title, curves = f"{title} (colour) of each worker (height)", _followed(x, values)
+        figures.append(page.chart(title, "step", False, curves, legends=True))
+    return page.details(run.name, tag("div", *figures, class_="grid")) if figures else None
+
+
+def _followed(x: np.ndarray, leaders: np.ndarray) -> list[Curve]:
+    """For each leader, lines at the heights of the workers that follow it; of -1, none."""
+    every = -(-leaders.size // page.MOST_POINTS)
+    gap = np.full((1, leaders.shape[1]), np.nan)  # between the lines of two workers
+    x, rows = np.append(x[::every], np.nan), np.concatenate([leaders[::every], gap])
+    heights, rows = np.indices(rows.T.shape)[0].ravel(), rows.T.ravel()
+    steps, who = np.tile(x, leaders.shape[1]), np.unique(rows[rows >= 0]).astype(int)
+    return [Curve(f"worker {k}", k, steps, np.where(rows == k, heights, np.nan)) for k in who]
+
+
+def _timelines(workdir: Path) -> Markup | None:
+    """The picture that a sweep has drawn."""
+    if not (path := workdir / TIMELINES).is_file():
+        return None
+    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    said = f"When the workers of {workdir} compute, wait and communicate"
+    return tag("figure", tag("figcaption", said), tag("img", src=source, alt=said))
+
+
+def _sharpness(run: Run) -> Markup | None:
+    if (told := record.read_json(run.folder / FOLDER / FILE)) is None:
+        return None
+    show = lambda of: _number(of["value"], error=of.get("error")) if of else ""
+    points, rows = told["points"], []
+    for name in dict.fromkeys(name for of in points.values() for name in of if name != "slice"):
+        rows.append((name.replace("_", " "), *(show(of.get(name)) for of in points.values())))
+    caption = f"{run.name} at step {told['step']}: value \u00b1 standard error"
+    return page.table(caption, ["measure", *points], rows)
+
+
+def _compare(head: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Markup]:
+    """A table of what differs, and one of what all have in common."""
+    keys = dict.fromkeys(key for of in found.values() for key in of)
+    show = lambda value: value if isinstance(value, str) else json.dumps(value)
+    rows = {key: [show(of[key]) if key in of else "" for of in found.values()] for key in keys}
+    differ = [(key, *values) for key, values in rows.items() if len(set(values)) > 1]
+    same = [(key, values[0]) for key, values in rows.items() if len(set(values)) == 1]
+    if differ:
+        yield page.table("What differs", [head, *found], differ, words=True)
+    if same:
+        caption = "The same in all runs" if len(found) > 1 else "All values"
+        yield page.details(caption, page.table(caption, [head, "value"], same, words=True))
+
+
+def _over_workers(values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Values `[T]` themselves; of `[T, W]` the mean, least and greatest of the finite ones."""
+    if values.ndim == 1:
+        return (values,)
+    values = np.ma.masked_invalid(values.reshape(len(values), -1))
+    return tuple(of(1).filled(np.nan) for of in (values.mean, values.min, values.max))
+
+
+def _number(value: Any, scale: float = 1, unit: str = "", error: float | None = None) -> str:
+    if value is None or not np.isfinite(value):
+        return "not finite"
+    return f"{scale * value:.4g}{unit}" + ("" if error is None else f" \u00b1 {error:.2g}")
+
+
+if __name__ == "__main__":
+    main()
