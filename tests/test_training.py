@@ -506,6 +506,29 @@ def test_one_process_joins_nobody(monkeypatch):
         multihost.initialize()
 
 
+def test_open_mpi_needs_an_address_from_version_5_on_and_no_more(monkeypatch):
+    monkeypatch.setattr(multihost, "_join", lambda *where: joined.append(where))
+    joined = []
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
+    with pytest.raises(ValueError, match="set JAX_COORDINATOR_ADDRESS=HOST:PORT"):
+        multihost.initialize()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node0:8476")
+    multihost.initialize()
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS")
+    monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1.0;tcp://10.0.0.1:1")
+    multihost.initialize()
+    assert joined == [("node0:8476", 4, 3), ()]
+
+
+def test_a_host_of_a_tpu_slice_joins_as_jax_detects(monkeypatch):
+    joined = []
+    monkeypatch.setattr(multihost, "_join", lambda *where: joined.append(where))
+    monkeypatch.setattr(multihost.GceTpuCluster, "is_env_present", lambda: True)
+    multihost.initialize()
+    assert joined == [()]
+
+
 def test_a_graph_that_does_not_fit_is_refused_before_a_file_is_written(tmp_path):
     run = tiny_run(num=4, devices=4, rule="dpsgd", hyper={"topology": "al_dsgd"})
     with pytest.raises(ValueError, match="asked for 4 workers"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax._src import distributed
+from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
 from jax.experimental import multihost_utils
 
 PARTING = 20
@@ -18,6 +19,7 @@ HEARTBEAT = 20
 COLLECTIVE_TIMEOUT = 100
 """Seconds for which a collective on CPU devices waits for a process that does not come."""
 
+_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 _JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -25,23 +27,29 @@ def initialize() -> None:
     """Joins the other processes if the environment tells of any; call it before JAX starts.
 
     Where `JAX_COORDINATOR_ADDRESS` (`host:port`), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are set
-    it joins as they say; in a Slurm step or under Open MPI with several tasks, and on a TPU slice
-    whose hosts are listed in `TPU_WORKER_HOSTNAMES`, as JAX detects. Otherwise it does nothing.
+    it joins as they say; under Open MPI the first is enough, and needed from version 5 on. In a
+    Slurm step or under Open MPI 4 with several tasks, and on the hosts of a TPU slice, as JAX
+    detects. Otherwise it does nothing.
 
     Raises:
-        ValueError: if only some of the three variables are set, or a number is no integer.
+        ValueError: if only some of the three variables are set, or a number is no integer, or Open
+            MPI 5 has started several tasks without an address.
     """
     given = {name: os.environ[name] for name in _JOIN if os.environ.get(name)}
     if not given:
-        if _tasks() > 1:
+        if _tasks() > 1 or GceTpuCluster.is_env_present():
+            _check_open_mpi()
             _join()
         return
+    if _JOIN[0] in given and _MPI[0] in os.environ:
+        for name, of_mpi in zip(_JOIN[1:], _MPI, strict=True):
+            given.setdefault(name, os.environ[of_mpi])
     if missing := [name for name in _JOIN if name not in given]:
         raise ValueError(f"{', '.join(given)} set without {', '.join(missing)}: set all or none")
     for name in _JOIN[1:]:
         if not given[name].isdigit():
             raise ValueError(f"{name}={given[name]!r}: allowed are integers from 0")
-    address, num, index = given.values()
+    address, num, index = (given[name] for name in _JOIN)
     _join(address, int(num), int(index))
 
 
@@ -72,7 +80,8 @@ class Store:
     """
 
     def __init__(self, name: str):
-        # The runtime's client has no public name (jax 0.10); this is the only place that knows it.
+        # The runtime's client, like the detection of a TPU slice above, has no public name (jax
+        # 0.10); this is the only file that knows of them.
         self._client, self._name = distributed.global_state.client, name
         self._alone: dict[str, int] = {}  # where there is no runtime
 
@@ -120,7 +129,15 @@ def _late(missing: Sequence[int], place: str, seconds: float) -> str:
     return f"process {who} of {jax.process_count()} did not come to {place} within {seconds:g} s"
 
 
+def _check_open_mpi() -> None:
+    if int(os.environ.get(_MPI[0], 1)) > 1 and "OMPI_MCA_orte_hnp_uri" not in os.environ:
+        raise ValueError(
+            "Open MPI 5 does not tell JAX where rank 0 is; set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+            "where HOST is its machine, on all ranks"
+        )
+
+
 def _tasks() -> int:
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    slurm, mpi = (os.environ.get(n, "1") for n in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    slurm, mpi = (os.environ.get(n, "1") for n in ("SLURM_STEP_NUM_TASKS", _MPI[0]))
     return max(len(hosts), int(slurm), int(mpi))
