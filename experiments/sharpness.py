@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 PROG = "python -m experiments.sharpness"
 OF = ("mean", "center", "workers")
 FOLDER, FILE = "sharpness", "sharpness.json"
-DEFAULTS = {  # where the measures' own take longer, and are not more accurate for it or needlessly
+DEFAULTS = {  # the measures' own take longer, and are not more accurate for it, or needlessly
     "trace": {"num_samples": 20, "num_steps": 20},
     "effective_dimension": {"num_samples": 4, "num_steps": 20},
+    "local_entropy_gradient": {"step_size": 0.01},  # its chains run away in sharp minima at 0.1
     "pac_bayes": {"tolerance": 1e-3},
     "pac_bayes_sigma": {"tolerance": 1e-3},
 }

@@ -128,7 +128,9 @@ def local_entropy_gradient(
         mean <- (1 - averaging) mean + averaging x,   gamma_t = gamma (1 + growth)^t
 
     from x = mean = params for t = 0..num_steps-1, one chain for each batch B of `data`; the value
-    is the mean over the chains of gamma_t ||params - mean|| at the last t.
+    is the mean over the chains of gamma_t ||params - mean|| at the last t. Where `step_size` times
+    the Hessian's largest eigenvalue is above 2 a chain runs away, and the value is that of the
+    flight: take a smaller step there.
 
     Args:
         loss: as in `local_entropy`. Here the batches' size matters.
