@@ -111,6 +111,23 @@ CASES = {
         {"period": PERIOD, "compress": "sign"},
         permutes(RING, -(-D // 8)) + permutes(RING, LEAVES * SCALAR),
     ),
+    "local_sgd median": (
+        {"period": PERIOD, "aggregate": "median"},
+        [
+            ("all-reduce", W * SCALAR, W),
+            ("all-to-all", SCALAR * PARTS, W),
+            ("all-gather", SCALAR * PARTS, W),
+        ],
+    ),
+    "easgd krum": (
+        {"period": PERIOD, "aggregate": "krum(bad=2)"},
+        [
+            ("all-reduce", W * SCALAR, W),
+            ("all-reduce", W**2 * SCALAR, W),
+            ("all-to-all", SCALAR * PARTS, W),
+            ("all-gather", SCALAR * PARTS, W),
+        ],
+    ),
     "local_sgd int8": (
         {"period": PERIOD, "compress": "int8"},
         [

@@ -1,4 +1,4 @@
-"""How what a rule exchanges travels: as it is, or compressed.
+"""How what a rule exchanges travels, as it is or compressed, and how it is put together.
 
 `Wire` is for what neighbours send each other, `Means` for what all workers add up, `Leader` for
 what one of them sends to all. Each takes a rule's argument `compress`; with None they are the plain
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdist import collectives
+from jaxdist import collectives, robust
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor, make
 from jaxdist.trees import wide
@@ -85,6 +85,11 @@ class Means:
         compress: a compressor, its name with options, or None.
         kind: "increments" or "levels".
         reference: whether differences from r are sent; only increments may do without.
+        aggregate: what stands for the mean, see `jaxdist.robust`; None for the mean itself. Of the
+            weights it only sees which are 0.
+
+    Raises:
+        ValueError: if both a compressor and an aggregate are given, or one cannot be read.
 
     Reference:
         Error feedback from memory, the form for levels is this library's; with uniform weights it
@@ -98,8 +103,15 @@ class Means:
         kind: Literal["increments", "levels"] = "increments",
         *,
         reference: bool = True,
+        aggregate: str | robust.Aggregate | None = None,
     ):
         self._axis, self._compressor = axis, make(compress)
+        self._aggregate = robust.make(aggregate)
+        if self._compressor is not None and self._aggregate is not None:
+            raise ValueError(
+                f"compress is {compress!r} and aggregate is {aggregate!r}; one of them must be "
+                f"None, since what is compressed is only added up"
+            )
         self._levels, self._reference = kind == "levels", reference
 
     def init(self, params: Tree) -> Memory | tuple[()]:
@@ -117,6 +129,9 @@ class Means:
         self, tree: Tree, memory: Memory | tuple[()], step: jax.Array, weight: Tree = 1.0
     ) -> tuple[Tree, Tree, Memory | tuple[()]]:
         """The weighted mean, the sum of the weights, and the new memory; see `collectives.mean`."""
+        if self._aggregate is not None:
+            good = jnp.asarray(weight) > 0
+            return *robust.aggregate(self._aggregate, tree, self._axis, good), memory
         if self._compressor is None:
             return *collectives.mean(tree, self._axis, weight), memory
         weight = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weight)
@@ -138,7 +153,13 @@ class Means:
     def sum(
         self, tree: Tree, memory: Memory | tuple[()], step: jax.Array
     ) -> tuple[Tree, Memory | tuple[()]]:
-        """The sum over all workers, and the new memory; for increments without reference."""
+        """The sum over all workers, and the new memory; for increments without reference.
+
+        Of an aggregate it is W times that.
+        """
+        if self._aggregate is not None:
+            mean, _ = robust.aggregate(self._aggregate, tree, self._axis)
+            return jax.tree.map(lambda m: collectives.size(self._axis) * m, mean), memory
         if self._compressor is None:
             return collectives.sum(tree, self._axis), memory
         mean, memory = self._send(tree, None, memory, step)

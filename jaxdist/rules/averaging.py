@@ -11,6 +11,7 @@ from jaxdist import collectives
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
+from jaxdist.robust import Aggregate
 from jaxdist.rules import base
 
 
@@ -29,7 +30,10 @@ class AveragingState(NamedTuple):
 
 
 def average_gradients(
-    axis: Axis, *, compress: str | Compressor | None = None
+    axis: Axis,
+    *,
+    compress: str | Compressor | None = None,
+    aggregate: str | Aggregate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """All-reduce SGD: every worker steps with the mean gradient. Goes FIRST in the chain.
 
@@ -43,10 +47,12 @@ def average_gradients(
         axis: the workers' axis.
         compress: how gradients travel, as "int8" or "power_sgd(rank=4)" (see
             `jaxdist.compression`); None for as they are.
+        aggregate: what stands for the mean, as "median" or "krum(bad=2)" (see `jaxdist.robust`);
+            None for the mean. Not together with `compress`.
 
     Raises:
-        ValueError: if the compressor cannot be read; in `init`, if it cannot work on the leaves; in
-            `update`, if the axis is not bound.
+        ValueError: if the compressor or the aggregate cannot be read; in `init`, if it cannot work
+            on the leaves; in `update`, if the axis is not bound.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxdist
@@ -60,7 +66,7 @@ def average_gradients(
         The textbook method; specification from memory.
     """
     base.check_axis(axis)
-    means = Means(axis, compress, reference=False)
+    means = Means(axis, compress, reference=False, aggregate=aggregate)
 
     def update(updates, state, params=None, *, only=base.PARTS, **_):
         del params
@@ -74,7 +80,11 @@ def average_gradients(
 
 
 def local_sgd(
-    axis: Axis, *, period: int = 8, compress: str | Compressor | None = None
+    axis: Axis,
+    *,
+    period: int = 8,
+    compress: str | Compressor | None = None,
+    aggregate: str | Aggregate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Local SGD: `period` steps alone, then every worker takes the mean of the parameters.
 
@@ -89,10 +99,12 @@ def local_sgd(
         compress: how the difference from the last mean travels, as "int8" or
             "top_k(fraction=0.01)" (see `jaxdist.compression`), with error feedback; None for x as
             it is. Then all workers must start from the same parameters.
+        aggregate: what stands for the mean, as "median" or "krum(bad=2)" (see `jaxdist.robust`);
+            None for the mean. Not together with `compress`.
 
     Raises:
-        ValueError: if `period` < 1 or the compressor cannot be read; in `init`, if it cannot work
-            on the leaves.
+        ValueError: if `period` < 1, or the compressor or the aggregate cannot be read; in `init`,
+            if it cannot work on the leaves.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxdist
@@ -106,7 +118,7 @@ def local_sgd(
         Read in code: huggingface/accelerate local_sgd.py (parameters only, every K steps).
     """
     base.check_period("period", period)
-    return _averaging(axis, Means(axis, compress), base.every(period))
+    return _averaging(axis, Means(axis, compress, aggregate=aggregate), base.every(period))
 
 
 def post_local_sgd(
@@ -115,6 +127,7 @@ def post_local_sgd(
     period: int = 8,
     after: int = 100,
     compress: str | Compressor | None = None,
+    aggregate: str | Aggregate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Post-local SGD: average at every step at first, then local SGD.
 
@@ -128,6 +141,7 @@ def post_local_sgd(
         period: steps between averages once local SGD has begun.
         after: the number of steps with an average each.
         compress: as for `local_sgd`.
+        aggregate: as for `local_sgd`.
 
     Raises:
         ValueError: if `after` < 0, or as `local_sgd`.
@@ -143,7 +157,7 @@ def post_local_sgd(
     if after < 0:
         raise ValueError(f"after is {after}; it must be at least 0 steps")
     due = lambda t: (t < after) | ((t + 1) % period == 0)
-    return _averaging(axis, Means(axis, compress), due)
+    return _averaging(axis, Means(axis, compress, aggregate=aggregate), due)
 
 
 def hierarchical_sgd(

@@ -10,6 +10,7 @@ from jaxdist import collectives
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
+from jaxdist.robust import Aggregate
 from jaxdist.rules import base
 from jaxdist.trees import wide
 
@@ -52,6 +53,7 @@ def easgd(
     period: int = 4,
     alpha: float | None = None,
     compress: str | Compressor | None = None,
+    aggregate: str | Aggregate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Elastic averaging SGD: workers and a centre pull at each other.
 
@@ -68,6 +70,8 @@ def easgd(
         compress: how alpha (x_i - c) travels, as "int8" or "top_k(fraction=0.01)" (see
             `jaxdist.compression`), with error feedback; None for as it is. What is left out comes
             late: a compressor that leaves out much needs a small alpha.
+        aggregate: what the centre takes for the mean of the x_i - c, as "median" or "krum(bad=2)"
+            (see `jaxdist.robust`); None for the mean. Not together with `compress`.
 
     Raises:
         ValueError: if `period` < 1, `alpha` is outside [0, 1] or the compressor cannot be read; in
@@ -86,7 +90,7 @@ def easgd(
     """
     _check(axis, period, alpha)
 
-    means = Means(axis, compress, reference=False)
+    means = Means(axis, compress, reference=False, aggregate=aggregate)
 
     def init(params):
         return EasgdState(base.counter(), wide(params), _no_metrics(), means.init(params))
@@ -104,6 +108,7 @@ def eamsgd(
     alpha: float | None = None,
     momentum: float = 0.99,
     compress: str | Compressor | None = None,
+    aggregate: str | Aggregate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Elastic averaging with Nesterov momentum. RECONSTRUCTED from memory of the paper.
 
@@ -121,6 +126,7 @@ def eamsgd(
         alpha: the elastic strength; None for 0.9 / W.
         momentum: the velocity's decay, in [0, 1].
         compress: as for `easgd`.
+        aggregate: as for `easgd`.
 
     Raises:
         ValueError: as `easgd`, and if `momentum` is outside [0, 1].
@@ -134,7 +140,7 @@ def eamsgd(
     """
     _check(axis, period, alpha)
     base.check_between("momentum", momentum, 0, 1)
-    means = Means(axis, compress, reference=False)
+    means = Means(axis, compress, reference=False, aggregate=aggregate)
 
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)

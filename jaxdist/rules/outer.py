@@ -9,6 +9,7 @@ import optax
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
+from jaxdist.robust import Aggregate
 from jaxdist.rules import base
 from jaxdist.trees import wide
 
@@ -41,6 +42,7 @@ def diloco(
     momentum: float = 0.9,
     outer: optax.GradientTransformation | None = None,
     compress: str | Compressor | None = None,
+    aggregate: str | Aggregate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """DiLoCo: local SGD whose averages are the gradients of an outer optimizer.
 
@@ -61,10 +63,12 @@ def diloco(
             it local SGD.
         compress: how theta - x_i travels, as "int8" or "top_k(fraction=0.01)" (see
             `jaxdist.compression`), with error feedback; None for as it is.
+        aggregate: what stands for the mean, as "median" or "krum(bad=2)" (see `jaxdist.robust`);
+            None for the mean. Not together with `compress`.
 
     Raises:
-        ValueError: if `period` < 1, `outer_lr` is not above 0, `momentum` is outside [0, 1] or the
-            compressor cannot be read; in `init`, if it cannot work on the leaves.
+        ValueError: if `period` < 1, `outer_lr` is not above 0, `momentum` is outside [0, 1], or the
+            compressor or the aggregate cannot be read; in `init`, if it cannot work on the leaves.
 
     Example:
         >>> import jaxdist, optax
@@ -78,7 +82,7 @@ def diloco(
     base.check_between("momentum", momentum, 0, 1)
     if outer is None:
         outer = optax.sgd(outer_lr, momentum=momentum, nesterov=True)
-    return _outer(axis, period, outer, compress)
+    return _outer(axis, period, outer, compress, aggregate)
 
 
 def slowmo(
@@ -88,6 +92,7 @@ def slowmo(
     outer_lr: float = 1.0,
     momentum: float = 0.5,
     compress: str | Compressor | None = None,
+    aggregate: str | Aggregate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SlowMo: local SGD with a slow momentum, in the form without learning rate; also BMUF.
 
@@ -103,6 +108,7 @@ def slowmo(
         outer_lr: alpha, above 0.
         momentum: beta, in [0, 1]; the code read has 0.2 for 4 nodes, 0.5 for 8, 0.6 for 16.
         compress: as for `diloco`.
+        aggregate: as for `diloco`.
 
     Raises:
         ValueError: as `diloco`.
@@ -117,13 +123,13 @@ def slowmo(
     """
     base.check_positive("outer_lr", outer_lr)
     base.check_between("momentum", momentum, 0, 1)
-    return _outer(axis, period, optax.sgd(outer_lr, momentum=momentum), compress)
+    return _outer(axis, period, optax.sgd(outer_lr, momentum=momentum), compress, aggregate)
 
 
-def _outer(axis, period, outer, compress):
+def _outer(axis, period, outer, compress, aggregate):
     base.check_axis(axis)
     base.check_period("period", period)
-    means = Means(axis, compress, reference=False)
+    means = Means(axis, compress, reference=False, aggregate=aggregate)
 
     def init(params):
         metrics = dict.fromkeys(("anchor_distance", "outer_step"), jnp.float32(0))

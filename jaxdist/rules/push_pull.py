@@ -9,6 +9,7 @@ import optax
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
+from jaxdist.robust import Aggregate
 from jaxdist.rules import base
 
 
@@ -33,6 +34,7 @@ def dppf(
     pull: float = 0.1,
     push: float = 0.01,
     compress: str | Compressor | None = None,
+    aggregate: str | Aggregate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """DPPF: a pull to the mean against a push of fixed length. RECONSTRUCTED.
 
@@ -48,6 +50,8 @@ def dppf(
         pull: alpha, in [0, 1].
         push: lambda >= 0, a length in parameter space.
         compress: as for `mgrawa`.
+        aggregate: what stands for the mean, as "median" or "krum(bad=2)" (see `jaxdist.robust`);
+            None for the mean. Not together with `compress`.
 
     Raises:
         ValueError: if `period` < 1, `pull` is outside [0, 1], `push` negative or the compressor
@@ -65,7 +69,7 @@ def dppf(
     base.check_period("period", period)
     base.check_between("pull", pull, 0, 1)
     base.check_between("push", push, 0, float("inf"))
-    means = Means(axis, compress, "levels")
+    means = Means(axis, compress, "levels", aggregate=aggregate)
 
     def sync(x, state, extra):
         center, _, memory = means.mean(x, state.memory, extra.step, base.healthy(x))
