@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from experiments.optimizers import DROPS, GRADIENTS, OPTIMIZERS, SCHEDULES
+from experiments.optimizers import ATTACKS, DROPS, GRADIENTS, OPTIMIZERS, SCHEDULES
 from jaxdist.data import DATASETS, SHARDS
 from jaxdist.losses import LOSSES
 from jaxdist.models import MODELS
@@ -34,6 +34,7 @@ SLOTS: dict[str, Mapping[str, Callable]] = {
     "drop": DROPS,
     "gradient": GRADIENTS,
     "loss": LOSSES,
+    "attack": ATTACKS,
     "rule": RULES,
 }
 

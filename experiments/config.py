@@ -15,7 +15,7 @@ from experiments.optimizers import by_step
 from experiments.pace import Clock, pace
 from jaxdist import rules
 from jaxdist.clock import Timeline
-from jaxdist.data import Sampler, make_augment, with_label_noise
+from jaxdist.data import Sampler, make_augment, with_flipped_labels, with_label_noise
 from jaxdist.losses import cross_entropy
 from jaxdist.names import lookup
 from jaxdist.training import Run
@@ -51,6 +51,7 @@ class Config:
     shards: Component = dataclasses.field(default_factory=lambda: component("shards", "iid"))
     gradient: Component = dataclasses.field(default_factory=lambda: component("gradient", "plain"))
     loss: Component = dataclasses.field(default_factory=lambda: component("loss", "cross_entropy"))
+    attack: Component = dataclasses.field(default_factory=lambda: component("attack", "none"))
     augment: Augment = Augment()
 
     workers: int = 8
@@ -160,12 +161,15 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
     shards = config.shards(dataset.train, config.workers, config.seed)
     if config.label_noise:
         dataset = with_label_noise(dataset, rate=config.label_noise, seed=config.seed)
+    if config.attack.factory == "label_flip":
+        bad = shards[len(shards) - config.attack.workers :]
+        dataset = with_flipped_labels(dataset, np.concatenate([[], *bad]).astype(np.int64))
     per_epoch = Sampler(shards, config.batch_size, config.seed).steps_per_epoch
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     rule, options = config.rule.factory, config.rule.options()
     rate = by_step(config.schedule(config.learning_rate, steps))
     drop = config.drop(per_epoch, total_steps=steps, axis=workers.axis)
-    optimizer = optax.chain(config.optimizer(1.0), rate, drop)
+    optimizer = optax.chain(config.optimizer(1.0), rate, drop, _attack(config, workers))
     make = lambda **options: rules.compose(optimizer, rule, workers.axis, **options)
     run = Run(
         workers=workers,
@@ -194,6 +198,17 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         description=described.plain(),
     )
     return pace(config, run, make)
+
+
+def _attack(config: Config, workers: Workers) -> optax.GradientTransformation:
+    """What bad workers bring to the rule's syncs."""
+    options = config.rule.options()
+    if config.attack.factory not in ("none", "label_flip") and "period" not in options:
+        raise ValueError(
+            f"attack={config.attack.factory!r} changes what is brought to syncs of parameters; the "
+            f"rule {config.rule.factory!r} has no period (local_sgd with period=1 has)"
+        )
+    return config.attack(workers.axis, options.get("period", 1))
 
 
 def _devices(config: Config) -> list[list[jax.Device]]:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import flatness
+from jaxdist import attacks, flatness
+from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
 from jaxdist.flatness.noise import Scale
 from jaxdist.optimizers import autodrop
@@ -210,10 +211,34 @@ def no_drop(
     return optax.identity()
 
 
+def no_attack(axis: Axis, period: int) -> optax.GradientTransformation:
+    """All workers are good."""
+    del axis, period
+    return optax.identity()
+
+
+def label_flip(axis: Axis, period: int, *, workers: int = 2) -> optax.GradientTransformation:
+    """The last workers train with labels turned round, y as K - 1 - y; they send what comes of it.
+
+    Args:
+        axis: not used.
+        period: not used.
+        workers: how many are bad.
+    """
+    del axis, period
+    check_integer("workers", workers, 0)
+    return optax.identity()
+
+
 GRADIENTS: dict[str, Callable[..., Any]] = {
     "plain": plain,
     **flatness.ORACLES,
     "lpf_increasing": lpf_increasing,
+}
+ATTACKS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "none": no_attack,
+    "label_flip": label_flip,
+    **attacks.ATTACKS,
 }
 DROPS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "none": no_drop,

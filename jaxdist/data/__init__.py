@@ -12,7 +12,13 @@ from jaxdist.data import shards
 from jaxdist.data.augment import make_augment, normalize
 from jaxdist.data.bundled import digit_sequences, digits
 from jaxdist.data.files import idx, npz, text
-from jaxdist.data.label_noise import NoisyLabels, flip_labels, with_label_noise
+from jaxdist.data.label_noise import (
+    FlippedLabels,
+    NoisyLabels,
+    flip_labels,
+    with_flipped_labels,
+    with_label_noise,
+)
 from jaxdist.data.loader import Loader
 from jaxdist.data.sampler import Sampler, UniformSampler
 from jaxdist.data.sources import ArraySource, Dataset, Source, TokenSource, image_dataset
@@ -39,6 +45,7 @@ __all__ = [
     "SHARDS",
     "ArraySource",
     "Dataset",
+    "FlippedLabels",
     "Loader",
     "NoisyLabels",
     "Sampler",
@@ -56,5 +63,6 @@ __all__ = [
     "shards",
     "text",
     "tfds",
+    "with_flipped_labels",
     "with_label_noise",
 ]

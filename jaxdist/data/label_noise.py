@@ -115,4 +115,44 @@ def with_label_noise(dataset: Dataset, *, rate: float, seed: int = 0) -> Dataset
     return dataclasses.replace(dataset, train=train)
 
 
+class FlippedLabels:
+    """A source in which the labels of some examples are turned round: y becomes K - 1 - y.
+
+    Args:
+        source: examples with one label each.
+        indices: of those examples.
+        num_classes: K.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray, num_classes: int):
+        self.clean, self.labels = source, np.array(source.labels)
+        self.labels[indices] = num_classes - 1 - self.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.clean[indices][0], self.labels[indices]
+
+
+def with_flipped_labels(dataset: Dataset, indices: np.ndarray) -> Dataset:
+    """The data set with the labels of some training examples turned round: an attack on data.
+
+    Args:
+        dataset: images with one label each.
+        indices: of the training examples, as the shards of bad workers.
+
+    Returns:
+        The data set whose `train` is a `FlippedLabels`.
+
+    Example:
+        >>> from jaxdist.data import digits
+        >>> dataset = with_flipped_labels(digits(), np.arange(3))
+        >>> (dataset.train.labels[:4] + digits().train.labels[:4]).tolist()[:3]
+        [9, 9, 9]
+    """
+    flipped = FlippedLabels(dataset.train, indices, dataset.num_classes)
+    return dataclasses.replace(dataset, train=flipped)
+
+
 _STREAM = (3,)  # apart from the random numbers of shards and samplers
