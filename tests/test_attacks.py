@@ -1,6 +1,7 @@
 """What bad workers bring to a sync, and what it does to a mean and to robust aggregates."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import optax
 import pytest
 from ways import advanced
 
-from experiments import configs
+from experiments import bad_workers, configs
 from experiments.components import read_component
 from experiments.config import build, from_plain
 from jaxdist import attacks
@@ -113,3 +114,23 @@ def test_a_rule_without_syncs_of_parameters_is_refused():
     )
     with pytest.raises(ValueError, match="'average_gradients' has no period"):
         build(config)
+
+
+def test_the_study_runs_goes_on_and_names_what_is_wrong(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bad_workers, "AGGREGATES", (None, "median"))
+    words = ["--workdir", str(tmp_path), "--attacks", "none", "nan", "--steps", "8"]
+    bad_workers.main(words)
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "bad_workers.json").read_text())
+    assert {attack: list(of) for attack, of in found.items()} == {
+        "none": ["mean", "median"],
+        "nan": ["mean", "median"],
+    }
+    assert f"| `mean` | {100 * found['none']['mean'][0]:.1f} |" in said
+    again = (tmp_path / "nan" / "median" / "seed_0" / "metrics.jsonl").read_text()
+    bad_workers.main(words)
+    assert (tmp_path / "nan" / "median" / "seed_0" / "metrics.jsonl").read_text() == again
+    with pytest.raises(SystemExit) as stop:
+        bad_workers.main([*words[:2], "--attacks", "nana"])
+    assert stop.value.code == 2
+    assert "did you mean 'nan'" in capsys.readouterr().err
