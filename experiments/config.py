@@ -91,6 +91,9 @@ class Config:
     """Steps between lines of metrics."""
     checkpoint_every: int = 500
     """Steps between checkpoints; 0: at the end only."""
+    revive_every: int = 0
+    """Steps between looks for workers that are not finite, which then start again from the others;
+    0: never."""
     tensorboard: bool = False
     """Write TensorBoard events besides the JSON lines."""
 
@@ -192,6 +195,7 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         eval_every=config.eval_every,
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
+        revive_every=config.revive_every,
         round_steps=config.round_steps,
         beside=next(iter(beside), None),
         tensorboard=config.tensorboard,

@@ -1,18 +1,25 @@
-"""What ends a run early: SIGTERM saves and stops it, in one process and in several."""
+"""What ends a run early, and workers that are no longer finite."""
 
 import json
 import os
 import signal
 import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from processes import SECONDS, run_processes, started
 from test_resume import equal, full_run, told
-from tiny_runs import saved
+from tiny_runs import saved, tiny_run
+from ways import advanced
 
 from experiments import cli
+from jaxdist import rules, stacked
 from jaxdist.training import LostProcessError, PreemptedError, faults, loop, train
 from jaxdist.training.faults import StopSignal
+from jaxdist.training.revive import make_revive
+from jaxdist.training.state import abstract, create
 
 STEPS = 100_000
 
@@ -144,3 +151,67 @@ def test_a_process_that_is_lost_ends_the_others_who_name_it(how, tmp_path):
     ours = "process 1 of 2 did not come" in output
     of_jax = "(stopped sending heartbeats):\n1\n" in output
     assert ours or of_jax, output[-3000:]
+
+
+def poisoned(state, worker):
+    """The state with a worker whose parameters are NaN."""
+    bad = lambda x: x.at[worker].set(jnp.nan)
+    return state._replace(params=jax.tree.map(bad, state.params))
+
+
+def numpy(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+@pytest.mark.parametrize("rule", ["mgrawa", "local_sgd"])
+def test_a_worker_that_is_not_finite_starts_again_from_the_others(rule):
+    run = tiny_run(rule=rule, num=4, devices=4, steps=5)
+    before, _ = advanced(run)
+    before = before._replace(key=jax.random.key(0))
+    place = jax.tree.map(lambda x: x.sharding, abstract(run))
+    after = make_revive(run)(poisoned(jax.device_put(before, place), 2))
+    assert after.step == before.step
+    others = lambda x: np.delete(x, 2, axis=0)
+    center = rules.center(before.opt_state)
+    assert (center is None) == (rule == "local_sgd")
+    want = jax.tree.map(lambda x: others(x).mean(0), before.params)
+    if center is not None:
+        want = jax.tree.map(lambda c: c[0], center)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: close(a[2], b), numpy(after.params), want)
+    jax.tree.map(
+        lambda a, b: close(a[2], others(b).mean(0)), numpy(after.opt_state), before.opt_state
+    )
+    equal(jax.tree.map(others, numpy(after.params)), jax.tree.map(others, before.params))
+
+
+def test_without_a_finite_worker_nobody_starts_again():
+    run = tiny_run(rule="local_sgd", num=4, devices=4, steps=1)
+    state = create(run)
+    for worker in range(4):
+        state = poisoned(state, worker)
+    assert not any(np.isfinite(x).any() for x in jax.tree.leaves(make_revive(run)(state).params))
+
+
+def test_a_run_brings_them_back_when_it_is_asked_to(tmp_path, monkeypatch):
+    make = loop.make_advance
+
+    def instead(run, traffic):
+        advance = make(run, traffic)
+
+        def bad_at_three(state, done):
+            return advance(poisoned(state, 1) if done == 3 else state, done)
+
+        return bad_at_three
+
+    monkeypatch.setattr(loop, "make_advance", instead)
+    for every, finite in ((0, 3), (5, 4)):
+        run = tiny_run(num=4, devices=4, hyper={"period": 4}, revive_every=every)
+        train(run, tmp_path / str(every), progress=False)
+        state = saved(run, tmp_path / str(every))
+        assert int(stacked.finite(state.params).sum()) == finite
+    assert [line["nonfinite_workers"] for line in told(tmp_path / "5") if "loss" in line] == [
+        *[[]] * 3,
+        *[[1]] * 2,
+        *[[]] * 5,
+    ]

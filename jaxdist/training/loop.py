@@ -13,6 +13,7 @@ from jaxdist.training.feed import Advance
 from jaxdist.training.journal import Journal, passed, traffic_of
 from jaxdist.training.metrics import write_json
 from jaxdist.training.progress import progress as console
+from jaxdist.training.revive import make_revive
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState, abstract, create
 
@@ -97,12 +98,14 @@ def _steps(
     stop: StopSignal,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains from step `start` to the end, and evaluates there."""
-    evaluate = make_evaluate(run)
+    evaluate, revive = make_evaluate(run), make_revive(run)
     done, found = start, None
     while done < run.steps:
         before = done
         done, state, *_ = progress = advance(state, done)
         journal.progress(before, progress)
+        if run.revive_every and done // run.revive_every > before // run.revive_every:
+            state = revive(state)
         if passed(before, done, run.eval_every, run.steps):
             with journal.pause(done):
                 found = evaluate(state)

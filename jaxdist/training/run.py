@@ -51,6 +51,8 @@ class Run:
         eval_every: steps between evaluations; 0 for the end only.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints; 0 for the end only.
+        revive_every: steps between looks for workers that are not finite, which then start again
+            from the others; 0 for never.
         round_steps: steps in one compiled program, which then knows what is due in them.
         beside: as many workers on other devices of the same processes, where what the rule launches
             is computed while the steps go on; None: in the program of the steps.
@@ -89,6 +91,7 @@ class Run:
     eval_every: int = 100
     log_every: int = 10
     checkpoint_every: int = 500
+    revive_every: int = 0
     round_steps: int = 1
     beside: Workers | None = None
     trigger: int | None = None
@@ -100,7 +103,7 @@ class Run:
 
     def __post_init__(self):
         least = {"batch_size": 1, "steps": 1, "log_every": 1, "eval_every": 0, "round_steps": 1}
-        for name, low in (least | {"checkpoint_every": 0, "seed": 0}).items():
+        for name, low in (least | {"checkpoint_every": 0, "revive_every": 0, "seed": 0}).items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from {low}")
         if self.probe_period is not None and self.probe_period < 1:
