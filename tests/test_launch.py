@@ -254,6 +254,15 @@ if os.environ["JAX_PROCESS_ID"] == "1":
     assert gone([int(pid) for pid in re.findall("ready (.*)", done.stdout)], 1)
 
 
+@pytest.fixture
+def hangups_heard():
+    """Children do not inherit that SIGHUP is ignored, as it is where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_termination_lets_them_save(number):
     """SIGTERM reaches every process; all of them end with 0, and so does the launcher."""
