@@ -72,6 +72,37 @@ def parse(
     return found
 
 
+def make_one(
+    table: Mapping[str, Callable[..., T]], spec: str | T | None, kind: type[T], argument: str
+) -> T | None:
+    """What an argument asks for that is a name with options, the thing itself, or None.
+
+    Args:
+        table: factories by name.
+        spec: a name, as "torus" or "torus(rows=2)", a `kind`, or None.
+        kind: what the factories make.
+        argument: the argument's name, for the errors.
+
+    Raises:
+        ValueError: if `spec` is of another type, a name or an option is unknown, more than one is
+            named, or the factory refuses the options.
+
+    Example:
+        >>> make_one({"pair": lambda *, first=1: (first, 2)}, "pair(first=3)", tuple, "values")
+        (3, 2)
+    """
+    if spec is None or isinstance(spec, kind):
+        return spec
+    said = kind.__name__.lower()
+    if not isinstance(spec, str):
+        raise ValueError(f"{argument} is {spec!r}; it must be text, a {kind.__name__} or None")
+    calls = parse(table, spec, said)
+    if len(calls) != 1:
+        raise ValueError(f"{argument} is {spec!r}; it must name one {said}")
+    ((name, options),) = calls
+    return table[name](**options)
+
+
 def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     """The name and the options of `name` or `name(option=literal, ...)`."""
     options = []

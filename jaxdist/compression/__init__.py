@@ -4,11 +4,11 @@ A compressor is an object with pure functions of one worker. `COMPRESSORS` names
 reads one from text, as "top_k(fraction=0.01)".
 """
 
-from jaxdist import names
 from jaxdist.compression.base import Compressor
 from jaxdist.compression.low_rank import PowerSGD
 from jaxdist.compression.quantize import BFloat16, Int8
 from jaxdist.compression.sparse import RandomK, Sign, TopK
+from jaxdist.names import make_one
 
 COMPRESSORS: dict[str, type[Compressor]] = {
     "int8": Int8,
@@ -48,12 +48,4 @@ def make(spec: str | Compressor | None) -> Compressor | None:
         >>> make("int8").chunk
         2048
     """
-    if spec is None or isinstance(spec, Compressor):
-        return spec
-    if not isinstance(spec, str):
-        raise ValueError(f"compress is {spec!r}; it must be text, a Compressor or None")
-    calls = names.parse(COMPRESSORS, spec, "compressor")
-    if len(calls) != 1:
-        raise ValueError(f"compress is {spec!r}; it must name one compressor")
-    ((name, options),) = calls
-    return COMPRESSORS[name](**options)
+    return make_one(COMPRESSORS, spec, Compressor, "compress")

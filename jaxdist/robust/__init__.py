@@ -7,7 +7,7 @@ each worker combines its part of the coordinates of all workers.
 
 from collections.abc import Callable
 
-from jaxdist import names
+from jaxdist.names import make_one
 from jaxdist.robust.aggregates import centered_clipping, geometric_median, median, trimmed_mean
 from jaxdist.robust.base import Aggregate, aggregate
 from jaxdist.robust.krum import krum, multi_krum
@@ -38,12 +38,4 @@ def make(spec: str | Aggregate | None) -> Aggregate | None:
         >>> make("trimmed_mean(trim=2)").name
         'trimmed_mean'
     """
-    if spec is None or isinstance(spec, Aggregate):
-        return spec
-    if not isinstance(spec, str):
-        raise ValueError(f"aggregate is {spec!r}; it must be text, an Aggregate or None")
-    calls = names.parse(AGGREGATES, spec, "aggregate")
-    if len(calls) != 1:
-        raise ValueError(f"aggregate is {spec!r}; it must name one aggregate")
-    ((name, options),) = calls
-    return AGGREGATES[name](**options)
+    return make_one(AGGREGATES, spec, Aggregate, "aggregate")
