@@ -89,7 +89,8 @@ def start(devices: int) -> None:
 def clean_errors(traceback: bool) -> Iterator[None]:
     """Ends the program with one line: with status 2 where an argument turns out to be wrong.
 
-    A run that was told to stop, and is saved, ends with status 0; one that lost a process with 1.
+    A run that was told to stop, and is saved, ends with status 0; one that lost a process, or could
+    not write a file, with 1.
     """
     try:
         yield
@@ -102,10 +103,12 @@ def clean_errors(traceback: bool) -> Iterator[None]:
         print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        from jaxdist.training import faults  # JAX, once it is there anyway
+        from jaxdist.training import faults, multihost  # JAX, once it is there anyway
 
-        lost = isinstance(error, faults.LostProcessError)
-        if traceback or not (lost or isinstance(error, faults.PreemptedError)):
+        failed = isinstance(error, faults.LostProcessError | OSError)
+        if traceback or not (failed or isinstance(error, faults.PreemptedError)):
             raise
-        print(f"{'error: ' * lost}{error}", file=sys.stderr, flush=True)
-        raise SystemExit(int(lost)) from None
+        print(f"{'error: ' * failed}{error}", file=sys.stderr, flush=True)
+        if isinstance(error, faults.LostProcessError):
+            multihost.leave(1)
+        raise SystemExit(int(failed)) from None

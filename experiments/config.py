@@ -38,6 +38,18 @@ class Augment:
         return None if self == Augment() else make_augment(**dataclasses.asdict(self))
 
 
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How one worker lies on the devices."""
+
+    fsdp: int = 1
+    """Devices per worker, over which its parameters and its batch are split."""
+
+    def __post_init__(self):
+        if self.fsdp < 1:
+            raise ValueError(f"mesh.fsdp={self.fsdp}: allowed are integers from 1")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides the numbers of a run."""
@@ -55,7 +67,13 @@ class Config:
     augment: Augment = Augment()
 
     workers: int = 8
-    """Number of workers, W."""
+    """Number of workers, W; 0: as many as the devices have room for."""
+    base_workers: int = 0
+    """Makes the run elastic, so that it may go on with another number of workers: the number that
+    batch size, learning rate and length are meant for. 0: it goes on with its own number only."""
+    rescale: Literal["batch", "rate"] = "batch"
+    """What an elastic run changes with its number of workers: the batch size, times base_workers /
+    workers, or the learning rate, times workers / base_workers."""
     batch_size: int = 32
     """Examples per worker and step."""
     learning_rate: float = 0.1
@@ -83,8 +101,7 @@ class Config:
     devices (on CPU the only way to overlap)."""
     local: Literal["vmap", "unroll"] = "vmap"
     """How the gradients of several workers on one device are computed."""
-    fsdp: int = 1
-    """Devices per worker, over which its parameters and its batch are split."""
+    mesh: Mesh = Mesh()
     eval_every: int = 100
     """Steps between evaluations; 0: at the end only."""
     log_every: int = 10
@@ -98,9 +115,9 @@ class Config:
     """Write TensorBoard events besides the JSON lines."""
 
     def __post_init__(self):
-        for name in ("workers", "batch_size", "fsdp"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from 1")
+        for name, low in {"workers": 0, "base_workers": 0, "batch_size": 1}.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from {low}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps}: allowed are integers from 1, or None")
         for name in ("epochs", "learning_rate"):
@@ -110,7 +127,20 @@ class Config:
     @property
     def devices(self) -> int:
         """How many devices a run of one process asks for where it can force them, on a CPU."""
-        return self.workers * self.fsdp * (2 if self.overlap == "beside" else 1)
+        return max(self.workers, 1) * self.devices_per_worker
+
+    @property
+    def devices_per_worker(self) -> int:
+        """Those that its arrays are split over, and those beside them."""
+        return self.mesh.fsdp * (2 if self.overlap == "beside" else 1)
+
+    @property
+    def rescaled(self) -> tuple[int, float]:
+        """Batch size and learning rate, changed where the run has not its base workers."""
+        scale = self.workers / self.base_workers if self.base_workers else 1.0
+        if self.rescale == "rate":
+            return self.batch_size, self.learning_rate * scale
+        return max(1, round(self.batch_size / scale)), self.learning_rate
 
     def plain(self) -> dict[str, Any]:
         """The whole configuration as plain JSON types; `from_plain` reads it back."""
@@ -129,7 +159,7 @@ def from_plain(plain: Mapping[str, Any]) -> Config:
     for name in plain:
         lookup(fields, name, "config key")
     parts = {slot: component(slot, **plain[slot]) for slot in SLOTS if slot in plain}
-    nested = {"augment": Augment, "clock": Clock}
+    nested = {"augment": Augment, "clock": Clock, "mesh": Mesh}
     read = {name: kind(**plain.get(name, {})) for name, kind in nested.items()}
     return Config(**plain | parts | read)
 
@@ -145,6 +175,9 @@ def build(config: Config) -> Run:
 
 def paced(config: Config) -> tuple[Run, Timeline | None]:
     """`build`, and the run's timeline on its virtual clock, None without one."""
+    if not config.workers:
+        workers = max(jax.device_count() // config.devices_per_worker, 1)
+        config = dataclasses.replace(config, workers=workers)
     clock = config.clock
     if not clock.budget:
         return _paced(config, config)
@@ -157,7 +190,7 @@ def paced(config: Config) -> tuple[Run, Timeline | None]:
 
 
 def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
-    inner = {"fsdp": config.fsdp} if config.fsdp > 1 else None
+    inner = dataclasses.asdict(config.mesh) if config.mesh.fsdp > 1 else None
     places = _devices(config)
     workers, *beside = (Workers.create(config.workers, devices=d, inner=inner) for d in places)
     dataset = config.data()
@@ -167,10 +200,14 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
     if config.attack.factory == "label_flip":
         bad = shards[len(shards) - config.attack.workers :]
         dataset = with_flipped_labels(dataset, np.concatenate([[], *bad]).astype(np.int64))
-    per_epoch = Sampler(shards, config.batch_size, config.seed).steps_per_epoch
+    of_base = shards  # the length of a run and its schedule must not change with its workers
+    if config.base_workers not in (0, config.workers):
+        of_base = config.shards(dataset.train, config.base_workers, config.seed)
+    per_epoch = Sampler(of_base, config.batch_size, config.seed).steps_per_epoch
+    batch_size, learning_rate = config.rescaled
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     rule, options = config.rule.factory, config.rule.options()
-    rate = by_step(config.schedule(config.learning_rate, steps))
+    rate = by_step(config.schedule(learning_rate, steps))
     drop = config.drop(per_epoch, total_steps=steps, axis=workers.axis)
     optimizer = optax.chain(config.optimizer(1.0), rate, drop, _attack(config, workers))
     make = lambda **options: rules.compose(optimizer, rule, workers.axis, **options)
@@ -181,7 +218,7 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         tx=make(**options),
         rule=rule,
         shards=shards,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         steps=steps,
         seed=config.seed,
         probe_period=options["period"] if options.get("norm_source") == "probe" else None,
@@ -199,6 +236,7 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         round_steps=config.round_steps,
         beside=next(iter(beside), None),
         tensorboard=config.tensorboard,
+        elastic=config.base_workers > 0,
         description=described.plain(),
     )
     return pace(config, run, make)

@@ -46,7 +46,6 @@ from jaxdist.data import Dataset, Source, normalize
 from jaxdist.models import Model
 from jaxdist.training import Run, metrics, record, train
 from jaxdist.training.checkpoint import Checkpoints
-from jaxdist.training.state import abstract
 
 FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 FEATURES_AT = 0.5  # the fraction whose network gives the features
@@ -201,9 +200,9 @@ def part(config: Config, num: int, fraction: float) -> Run:
 
 def restore(run: Run, folder: Path) -> tuple[Any, Any]:
     """The parameters and the other variables at the end of a run of one worker."""
-    saved = Checkpoints(folder.absolute() / record.CHECKPOINTS, run.description)
+    saved = Checkpoints(folder.absolute() / record.CHECKPOINTS, run)
     with contextlib.closing(saved):
-        state = saved.restore(abstract(run))
+        state = saved.restore()
     return jax.tree.map(lambda x: x[0], (state.params, state.model_state))
 
 

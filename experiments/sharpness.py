@@ -130,17 +130,17 @@ def restore(folder: Path) -> "tuple[Run, TrainState]":
         ValueError: if there is none, or it is damaged.
     """
     from experiments import configs
-    from experiments.config import build
+    from experiments.config import Mesh, build
     from jaxdist.training import record
     from jaxdist.training.checkpoint import Checkpoints
-    from jaxdist.training.state import abstract
 
     config = configs.load(str(folder / record.CONFIG))
-    run = build(dataclasses.replace(config, fsdp=1, overlap="inside"))
-    checkpoints = Checkpoints((folder / record.CHECKPOINTS).absolute(), config.plain())
+    run = build(dataclasses.replace(config, mesh=Mesh(), overlap="inside"))
+    run = dataclasses.replace(run, description=config.plain())
+    checkpoints = Checkpoints((folder / record.CHECKPOINTS).absolute(), run)
     if checkpoints.latest() is None:
         raise ValueError(f"workdir={str(folder)!r} holds no checkpoint")
-    return run, checkpoints.restore(abstract(run))
+    return run, checkpoints.restore()
 
 
 def points(run: "Run", state: "TrainState", of: Sequence[str], x: "jax.Array") -> dict[str, Point]:

@@ -53,6 +53,8 @@ def _train(argv: Sequence[str], default: "Config") -> None:
         """Other factories for parts of the configuration, as 'shards=dirichlet(alpha=0.1)'."""
         progress: bool = True
         """Show a progress bar."""
+        profile: bool = False
+        """Trace some of the first steps, into WORKDIR/profile, for XProf and Perfetto."""
         traceback: bool = False
         """Show where an error comes from."""
 
@@ -62,7 +64,8 @@ def _train(argv: Sequence[str], default: "Config") -> None:
     from experiments.config import build
     from jaxdist.training import multihost, train
 
-    summary = train(build(arguments.run), arguments.workdir, progress=arguments.progress)
+    shown = {"progress": arguments.progress, "profile": arguments.profile}
+    summary = train(build(arguments.run), arguments.workdir, **shown)
     if multihost.is_main():
         report(summary, arguments.workdir)
 

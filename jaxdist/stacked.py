@@ -92,20 +92,50 @@ def consensus_distance(tree: Tree) -> jax.Array:
     return jnp.sqrt(total / ok.sum())
 
 
-def resize(tree: Tree, num: int) -> Tree:
-    """The same run with `num` workers: the first ones stay, new ones start from the mean.
+def typical(tree: Tree) -> Tree:
+    """What stands for all workers that are finite: one tree, leaves `[...]`.
+
+    Where they all have the same it is that, to the last bit; where they differ, their mean; of what
+    is no float, that of the first of them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tree = {"w": jnp.array([1.0, 3.0, jnp.nan]), "count": jnp.array([7, 7, 7])}
+        >>> {name: x.item() for name, x in typical(tree).items()}
+        {'count': 7, 'w': 2.0}
+    """
+    ok = finite(tree)
+    first = jnp.argmax(ok)
+
+    def one(x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x[first]
+        rows = ok.reshape(-1, *[1] * (x.ndim - 1))
+        shared = (~rows | (x == x[first][None])).all(0)
+        mean = jnp.where(rows, wide(x), 0).sum(0) / ok.sum()
+        return jnp.where(shared, x[first], mean.astype(x.dtype))
+
+    return jax.tree.map(one, tree)
+
+
+def resize(tree: Tree, num: int, new: Tree | None = None) -> Tree:
+    """The same run with `num` workers: the first ones stay, new ones are put behind them.
+
+    Workers that are not finite come after all others, so that they are the first to leave.
 
     Args:
         tree: leaves `[W, ...]`.
         num: the new number of workers, at least 1.
+        new: the tree of a new worker; None for the `typical` one.
 
     Raises:
         ValueError: if `num` < 1.
     """
     if num < 1:
         raise ValueError(f"num is {num}; at least 1 worker is needed")
-    extra = num - num_workers(tree)
-    if extra <= 0:
-        return jax.tree.map(lambda x: x[:num], tree)
-    new = replicate(mean(tree), extra)
-    return jax.tree.map(lambda x, m: jnp.concatenate([x, m]), tree, new)
+    order = jnp.argsort(~finite(tree), stable=True)
+    kept = jax.tree.map(lambda x: x[order[:num]], tree)
+    if (extra := num - num_workers(tree)) <= 0:
+        return kept
+    new = replicate(typical(tree) if new is None else new, extra)
+    return jax.tree.map(lambda x, n: jnp.concatenate([x, n]), kept, new)

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import cli, comparison, configs, sweep, train
 from experiments.components import SLOTS, component
-from experiments.config import Config, build, from_plain
+from experiments.config import Config, Mesh, build, from_plain
 from jaxdist import stacked, topology
 from jaxdist.rules import RULES
 from jaxdist.traffic import Traffic
@@ -81,7 +81,7 @@ def trained(monkeypatch):
     """The runs that the commands would have trained."""
     runs = []
 
-    def instead(run, workdir, *, progress=True):
+    def instead(run, workdir, **_):
         runs.append(run)
         raise ValueError("stopped by the test")
 
@@ -266,7 +266,7 @@ def test_parts_that_do_not_exist_are_named(capsys, tmp_path, part, answer):
         (("--rule.strength", "1.5"), "strength is 1.5"),
         (("--rule.norm", "l3"), "sum_of_leaf_norms"),
         (("--batch_size", "1000"), "batch_size=1000"),
-        (("--workers", "0"), "workers=0"),
+        (("--workers", "-1"), "workers=-1"),
         (("--epochs", "-1"), "epochs=-1.0"),
         (("--steps", "0"), "steps=0"),
         (("--learning_rate", "nan"), "learning_rate=nan"),
@@ -529,6 +529,6 @@ def test_bytes_budget_gives_the_shortest_period_that_keeps_to_it():
 
 
 def test_fsdp_splits_each_worker(tmp_path):
-    run = build(dataclasses.replace(configs.load("digits_mgrawa"), workers=4, fsdp=2))
+    run = build(dataclasses.replace(configs.load("digits_mgrawa"), workers=4, mesh=Mesh(2)))
     assert dict(run.workers.mesh.shape) == {"worker": 4, "fsdp": 2}
     assert stacked.worker(state.create(run).params, 0)

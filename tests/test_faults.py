@@ -18,7 +18,7 @@ from experiments import cli
 from jaxdist import rules, stacked
 from jaxdist.training import LostProcessError, PreemptedError, faults, loop, train
 from jaxdist.training.faults import StopSignal
-from jaxdist.training.revive import make_revive
+from jaxdist.training.newcomers import make_revive
 from jaxdist.training.state import abstract, create
 
 STEPS = 100_000
@@ -110,6 +110,21 @@ def test_missing_processes_are_named(monkeypatch):
     said = r"process 1 of 2 .* gone or stuck .*reset by peer"
     with pytest.raises(LostProcessError, match=said), faults.naming_the_lost():
         raise ValueError("Gloo: connection reset by peer\nmore")
+
+
+def test_without_process_0_there_is_no_roll_call(monkeypatch):
+    class Gone:
+        def __init__(self, name):
+            pass
+
+        def meet(self, place, seconds):
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect")
+
+    monkeypatch.setattr(faults, "Store", Gone)
+    monkeypatch.setattr(faults, "_several", lambda: True)
+    said = r"process 0 does not answer \(reset by peer\)"
+    with pytest.raises(LostProcessError, match=said), faults.naming_the_lost():
+        raise ValueError("reset by peer")
 
 
 def steps_told(workdir):

@@ -210,7 +210,7 @@ def test_another_configuration_is_refused(half):
 def test_what_may_change_when_a_run_goes_on(half):
     same = full_run().description
     change = {"steps": 6, "epochs": 2.0, "eval_every": 9, "log_every": 2, "checkpoint_every": 1}
-    change |= {"local": "unroll", "fsdp": 2}
+    change |= {"local": "unroll", "mesh.fsdp": 2}
     summary = train(full_run(description=same | change, steps=6, log_every=2), half, progress=False)
     assert summary["steps"] == 6
 

@@ -510,7 +510,10 @@ def test_stacked_view():
     close(stacked.stack(stacked.unstack(tree)), tree)
     grown = stacked.resize(tree, 5)
     close(stacked.worker(grown, 4), stacked.mean(tree))
-    close(stacked.resize(grown, 3), tree)
+    shrunk = stacked.resize(grown, 4)  # the one that is not finite has left
+    close(shrunk["b"], np.array([1.0, 2.0, 1.5, 1.5], np.float32))
+    close(stacked.resize(shrunk, 2), jax.tree.map(lambda x: x[:2], tree))
+    close(stacked.resize(tree, 4, {"a": jnp.ones(2), "b": jnp.float32(7)})["b"][3], np.float32(7))
     assert stacked.replicate({"a": jnp.ones(2)}, 4)["a"].shape == (4, 2)
     with pytest.raises(ValueError, match="num is 0"):
         stacked.resize(tree, 0)

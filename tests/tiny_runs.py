@@ -10,7 +10,6 @@ from jaxdist.data import ArraySource, Dataset, digits, shards
 from jaxdist.models import MODELS, Model
 from jaxdist.training import Run
 from jaxdist.training.checkpoint import Checkpoints
-from jaxdist.training.state import abstract
 
 
 def few_digits(train=240, test=52):
@@ -72,7 +71,7 @@ def tiny_run(
 
 def saved(run, workdir):
     """The state in the last checkpoint of a workdir, as numpy arrays."""
-    checkpoints = Checkpoints(workdir / "checkpoints", run.description)
-    state = checkpoints.restore(abstract(run))
+    checkpoints = Checkpoints(workdir / "checkpoints", run)
+    state = checkpoints.restore()
     checkpoints.close()
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 _SHARED = ("__init__", "one_worker", "recipes")
+_NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
 
 
 def available() -> dict[str, str]:
@@ -41,10 +42,9 @@ def load(name: str) -> "Config":
         raise ValueError(f"config={name!r} is not a file: allowed is a file or a config's name")
     if name.endswith(".json"):
         try:
-            plain = json.loads(Path(name).read_text())["config"]
-        except (ValueError, KeyError, TypeError):
+            return from_plain(json.loads(Path(name).read_text())["config"])
+        except (*_NO_JSON, KeyError, TypeError, AttributeError):
             raise ValueError(f"config={name!r} is not the config.json of a run") from None
-        return from_plain(plain)
     config = getattr(_module(name), "config", None)
     if not isinstance(config, Config):
         raise ValueError(f"config={name!r} does not set `config` to an experiments.config.Config")

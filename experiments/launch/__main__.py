@@ -1,7 +1,8 @@
 """Starts a command in several processes of this machine that join into one JAX program.
 
 `python -m experiments.launch --processes 4 -- python -m experiments.train --config digits_mgrawa
---workdir runs/a` prints what they print, passes signals on, and leaves none of them behind.
+--workdir runs/a` prints what they print, passes signals on, and leaves none of them behind. With
+`--elastic` it goes on without those that are lost, and with those that join.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 PROG = "python -m experiments.launch"
 _TIMEOUT = "--xla_cpu_collective_timeout_seconds"
 _LONGEST_PAUSE = 60
+_REFUSED = 2  # how a command ends whose arguments are wrong
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, command = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     if not command:
         parser.error("a command is needed: [options] -- COMMAND ...")
+    if arguments.elastic and arguments.restarts:
+        parser.error("--elastic starts again by itself; leave out --restarts")
+    if arguments.min_processes > arguments.processes:
+        parser.error(f"--min-processes {arguments.min_processes}: allowed are up to --processes")
     if shutil.which(command[0]) is None:
         parser.error(f"{command[0]!r}: no such command")
     try:
@@ -32,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         reason = error.strerror
         parser.error(f"--address {arguments.address}: allowed are this machine's own: {reason}")
-    raise SystemExit(launch(arguments, command))
+    raise SystemExit((generations if arguments.elastic else launch)(arguments, command))
 
 
 def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
@@ -45,10 +51,7 @@ def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
     with Launcher(command, arguments.grace) as launcher:
         for restart in range(arguments.restarts + 1):
-            port = free_port(arguments.address)
-            status = launcher.run(
-                [environment(arguments, port, i) for i in range(arguments.processes)]
-            )
+            status = launcher.run(environments(arguments, arguments.processes))
             if status == 0 or launcher.stopped or restart == arguments.restarts:
                 return status
             seconds = min(2**restart, _LONGEST_PAUSE)
@@ -57,27 +60,53 @@ def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
                 return 128 + launcher.stopped
 
 
-def environment(arguments: argparse.Namespace, port: int, index: int) -> dict[str, str]:
-    """The environment of process `index`, of which `jaxdist.training.multihost` reads how to join.
+def generations(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Runs the command in as many processes as there are, from one change of their number on.
+
+    Each generation has new processes, which go on from the last checkpoint: fewer after some were
+    lost, more after `JOIN`. A command that refuses its arguments (status 2) is not run again.
+
+    Returns:
+        The status to end with.
+    """
+    from experiments.launch.processes import JOIN, Launcher
+
+    num = arguments.processes
+    with Launcher(command, arguments.grace, elastic=True) as launcher:
+        launcher.say(f"kill -{JOIN.name[3:]} {os.getpid()} adds a process")
+        while True:
+            status = launcher.run(environments(arguments, num))
+            done = not (status or launcher.joining)
+            if done or launcher.stopped or status == _REFUSED:
+                return status
+            num += launcher.joining - launcher.lost
+            if num < arguments.min_processes:
+                launcher.say(f"{num} left, fewer than --min-processes {arguments.min_processes}")
+                return status
+            launcher.say(f"goes on with {num} process{'es' * (num > 1)} from the last checkpoint")
+
+
+def environments(arguments: argparse.Namespace, num: int) -> list[dict[str, str]]:
+    """The environments of `num` processes, of which `jaxdist.training.multihost` reads how to join.
 
     Process 0 listens on the given address alone; JAX's own default is every address.
     """
+    port = free_port(arguments.address)
     host = f"[{arguments.address}]" if ":" in arguments.address else arguments.address
     flags = os.environ.get("XLA_FLAGS", "")
     if not re.search(rf"{_TIMEOUT}\b", flags):
         flags = f"{flags} {_TIMEOUT}={arguments.timeout}".lstrip()
-    result = {
+    shared = {
         "PYTHONUNBUFFERED": "1",
         **os.environ,
         "JAX_COORDINATOR_ADDRESS": f"{host}:{port}",
         "JAX_COORDINATOR_BIND_ADDRESS": f"{host}:{port}",
-        "JAX_NUM_PROCESSES": str(arguments.processes),
-        "JAX_PROCESS_ID": str(index),
+        "JAX_NUM_PROCESSES": str(num),
         "XLA_FLAGS": flags,
     }
     if arguments.devices_per_process:
-        result["JAX_NUM_CPU_DEVICES"] = str(arguments.devices_per_process)
-    return result
+        shared["JAX_NUM_CPU_DEVICES"] = str(arguments.devices_per_process)
+    return [shared | {"JAX_PROCESS_ID": str(i)} for i in range(num)]
 
 
 def free_port(address: str) -> int:
@@ -115,6 +144,18 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="start all again, at most N times, when one fails (default: %(default)s)",
+    )
+    add(
+        "--elastic",
+        action="store_true",
+        help="go on with the others when some are lost, and with one more on SIGUSR1",
+    )
+    add(
+        "--min-processes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="how few an elastic run goes on with (default: %(default)s)",
     )
     add(
         "--grace",

@@ -18,6 +18,11 @@ _ALONE = (sys.executable, "-I", "-S")  # without what the environment adds to Py
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end the run; SIGHUP, of a terminal that closes, is passed on as SIGTERM."""
 
+JOIN = signal.SIGUSR1
+"""The signal on which an elastic run goes on with one process more."""
+
+_TOGETHER = 1.0  # seconds in which processes that are killed together end
+
 
 class Launcher:
     """Runs a command in several processes, each in a process group of its own.
@@ -27,20 +32,30 @@ class Launcher:
     Args:
         command: the command and its arguments.
         grace: seconds that the others have to end when one failed or a signal came.
+        elastic: whether the run goes on with those that are left, or with more: the others are
+            killed soon after one failed, since without it they can neither go on nor save, and all
+            are told to save and end where one is to join.
+
+    Attributes:
+        stopped: the signal that ended the run, if one did.
+        lost: how many processes were lost in the last run, where it is elastic.
+        joining: how many are to join after it.
     """
 
-    def __init__(self, command: Sequence[str], grace: float):
-        self._command, self._grace = command, grace
+    def __init__(self, command: Sequence[str], grace: float, elastic: bool = False):
+        self._command, self._grace, self._elastic = command, grace, elastic
         self._output = Output()
         self._events: queue.SimpleQueue[tuple[int, int] | signal.Signals] = queue.SimpleQueue()
         self._running: dict[int, int] = {}  # process index -> process id, which is its group's
         self.stopped: signal.Signals | None = None
+        self.lost = self.joining = 0
 
     def __enter__(self) -> "Launcher":
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+        heard = (*(STOPS[:2] if ignored else STOPS), *[JOIN] * self._elastic)
         self._before = {
             number: signal.signal(number, lambda n, _: self._events.put(signal.Signals(n)))
-            for number in (STOPS[:2] if ignored else STOPS)
+            for number in heard
         }
         self._guard = subprocess.Popen(
             [*_ALONE, _HERE / "guard.py"], stdin=subprocess.PIPE, start_new_session=True
@@ -62,6 +77,7 @@ class Launcher:
             0 if all ended with 0; otherwise that of the first that failed, 128 plus the signal
             where one killed it; 128 plus the signal that stopped the launcher.
         """
+        self.lost = self.joining = 0
         for i, environment in enumerate(environments):
             self._start(i, environment)
         status = self._wait()
@@ -100,34 +116,59 @@ class Launcher:
         self._events.put((index, status))
 
     def _wait(self) -> int:
-        failed, deadline = 0, None
+        self._failed, self._killed = 0, False
+        self._allowed, self._deadline = 0.0, None
         while self._running:
             try:
-                left = None if deadline is None else max(0, deadline - time.monotonic())
+                now = time.monotonic()
+                left = None if self._deadline is None else max(0, self._deadline - now)
                 event = self._events.get(timeout=left)
             except queue.Empty:
-                self.say(f"{_names(self._running)} did not end within {self._grace:g} s: SIGKILL")
-                self._send(signal.SIGKILL)
-                deadline = None
+                self._kill(f"{_names(self._running)} did not end within {self._allowed:g} s")
                 continue
             if isinstance(event, signal.Signals):
-                again, self.stopped = self.stopped, self.stopped or event
-                if again is None:
-                    self.say(f"{event.name}, passed on to {_names(self._running)}")
-                    self._send(signal.SIGINT if event == signal.SIGINT else signal.SIGTERM)
-                    deadline = deadline or time.monotonic() + self._grace
-                elif event == signal.SIGINT:
-                    self.say(f"SIGINT again, SIGKILL to {_names(self._running)}")
-                    self._send(signal.SIGKILL)
-                continue
-            index, status = event
-            del self._running[index]
-            if status and not failed:
-                failed = 128 - status if status < 0 else status
-                self.say(f"process {index} {_how(status)}")
-                if self.stopped is None and self._running:
-                    deadline = time.monotonic() + self._grace
-        return 128 + self.stopped if failed and self.stopped else failed
+                self._signalled(event)
+            else:
+                self._ended(*event)
+        return 128 + self.stopped if self._failed and self.stopped else self._failed
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if number == JOIN:
+            self.joining += 1
+            first = self.joining == 1 and self.stopped is None and not self._failed
+            told = "one more is to join: SIGTERM to"
+        else:
+            first, self.stopped = self.stopped is None, self.stopped or number
+            told = f"{number.name}, passed on to"
+        if first:
+            self.say(f"{told} {_names(self._running)}")
+            self._send(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            self._give(self._grace)
+        elif number == signal.SIGINT:
+            self._kill("SIGINT again")
+
+    def _ended(self, index: int, status: int) -> None:
+        del self._running[index]
+        if not status:
+            return
+        if not self._killed and (status == -signal.SIGKILL or not (self._failed or self.joining)):
+            self.lost += 1
+        if not self._failed:
+            self._failed = 128 - status if status < 0 else status
+            self.say(f"process {index} {_how(status)}")
+            if self.stopped is None and self._running:
+                self._give(_TOGETHER if self._elastic else self._grace)
+
+    def _give(self, seconds: float) -> None:
+        """From now on the processes have so many seconds to end, unless they had fewer."""
+        deadline = time.monotonic() + seconds
+        if self._deadline is None or deadline < self._deadline:
+            self._allowed, self._deadline = seconds, deadline
+
+    def _kill(self, why: str) -> None:
+        self.say(f"{why}: SIGKILL to {_names(self._running)}")
+        self._send(signal.SIGKILL)
+        self._killed, self._deadline = True, None
 
     def _send(self, number: signal.Signals) -> None:
         for group in list(self._running.values()):

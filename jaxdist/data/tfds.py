@@ -18,6 +18,7 @@ import numpy as np
 from jaxdist.data.sources import ArraySource, Dataset, image_dataset
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by number of channels
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG")  # for others Pillow may run programs
 
 
 def tfds(
@@ -139,7 +140,7 @@ def _fit(stored: Any, channels: int, size: int | None, crop_fraction: float) -> 
     from PIL import Image
 
     if isinstance(stored, bytes):
-        image = Image.open(io.BytesIO(stored))
+        image = Image.open(io.BytesIO(stored), formats=_FORMATS)
     else:
         image = Image.fromarray(stored.squeeze(2) if channels == 1 else stored)
     if size is None:
@@ -159,6 +160,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets  # takes half a second to import
 
     try:
+        parsed, _ = tensorflow_datasets.core.naming.parse_builder_name_kwargs(name)
+        if parsed.namespace:
+            raise ValueError(f"sets of others, as {parsed.namespace!r}, come with code of theirs")
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
         prepared = bool(builder.info.splits)
     except (ValueError, AssertionError, ImportError) as error:

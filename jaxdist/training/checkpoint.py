@@ -14,16 +14,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist.training.state import TrainState
+from jaxdist.training.faults import LostProcessError
+from jaxdist.training.newcomers import make_resize, with_workers
+from jaxdist.training.run import Run
+from jaxdist.training.saving import Saves
+from jaxdist.training.state import TrainState, abstract
 
 KEPT = 2
 """Checkpoints that stay on disk: the last one, and the one before it in case that is damaged."""
 
 MAY_CHANGE = (
     *("steps", "epochs", "eval_every", "log_every", "checkpoint_every", "tensorboard"),
-    *("local", "fsdp"),
+    *("local", "mesh.fsdp"),
 )
 """Keys that may change when a run goes on: its length, what it writes, how it is laid out."""
+
+OF_ELASTIC = ("workers", "base_workers", "rescale")
+"""Keys that may change besides in an elastic run."""
+
+_NOTE = {"config": dict, "digest": list, "workers": int, "told": dict}
 
 
 class Checkpoints:
@@ -31,57 +40,122 @@ class Checkpoints:
 
     Args:
         directory: absolute path; it need not exist.
-        description: the run's configuration as plain JSON types.
+        run: the run.
     """
 
-    def __init__(self, directory: Path, description: Mapping[str, Any]):
-        self._directory = directory
-        self._description = dict(description)
+    def __init__(self, directory: Path, run: Run):
+        self._directory, self._run = directory, run
+        self._saves = Saves(directory, self.latest, self._make_manager)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        """Closes; what went wrong before is told rather than a save that failed as well."""
+        if isinstance(error, LostProcessError):
+            self._saves.give_up()
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
 
     def latest(self) -> int | None:
         """The step of the last complete checkpoint, None if there is none."""
         return max(self._steps(), default=None)
 
-    def restore(self, template: TrainState) -> TrainState:
-        """The last checkpoint's state, laid out as `template` says.
+    def restore(self) -> TrainState:
+        """The last checkpoint's state, laid out as the run is, which need not be as it was saved.
 
-        Args:
-            template: shapes, types and shardings, as `state.abstract` gives them; the number of
-                devices need not be that of the run which saved.
+        An elastic run may have another number of workers than that which saved; see
+        `newcomers.make_resize`.
 
         Raises:
             ValueError: if the checkpoint is damaged, or is of another configuration. Nothing on
                 disk is changed.
         """
+        step, run = self.latest(), self._run
+        note = self.note()
+        check_same(note["config"], run, f"checkpoint {self._directory / str(step)}")
+        saved = note["workers"]
+        template = abstract(run) if saved == run.workers.num else with_workers(run, saved)
+        with self._readable(step):
+            items = _orbax().args.Composite(state=_orbax().args.StandardRestore(template))
+            state = self._manager.restore(step, args=items)["state"]
+            if _digest(state) != note["digest"]:
+                raise ValueError("its numbers are not the ones that were saved")
+        return state if saved == run.workers.num else make_resize(run, saved)(state)
+
+    def note(self) -> dict[str, Any]:
+        """What the last checkpoint says of itself, beside the state.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
         step, args = self.latest(), _orbax().args
         with self._readable(step):
             items = args.Composite(note=args.JsonRestore())
             note = self._manager.restore(step, args=items)["note"]
-            config, digest = note["config"], note["digest"]
-        check_same(config, self._description, f"checkpoint {self._directory / str(step)}")
-        with self._readable(step):
-            items = args.Composite(state=args.StandardRestore(template))
-            state = self._manager.restore(step, args=items)["state"]
-            if _digest(state) != digest:
-                raise ValueError("its numbers are not the ones that were saved")
-        return state
+            if odd := [key for key, kind in _NOTE.items() if not isinstance(note[key], kind)]:
+                raise ValueError(f"its note is none that was saved: {', '.join(odd)}")
+        return {key: note[key] for key in _NOTE}
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Starts to save; returns as soon as the state's memory may be reused."""
+    def save(self, state: TrainState, step: int, told: Mapping[str, float]) -> None:
+        """Starts to save; returns as soon as the state's memory may be reused.
+
+        Args:
+            state: the state.
+            step: the steps that are done.
+            told: what the run's lines count up, as `Journal.totals` gives it.
+
+        Raises:
+            SaveError: if this or the save before it fails.
+        """
         args = _orbax().args
-        note = {"config": self._description, "digest": _digest(state)}
+        note = {
+            "config": self._run.description,
+            "digest": _digest(state),
+            "workers": self._run.workers.num,
+            "told": dict(told),
+        }
         items = args.Composite(state=args.StandardSave(state), note=args.JsonSave(note))
-        self._manager.save(step, args=items)
+        self._saves.start(step, items)
+
+    def check(self) -> None:
+        """Looks whether a save in the background has failed, without waiting for it.
+
+        Raises:
+            SaveError: if it has.
+        """
+        self._saves.check()
+
+    def wait(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+            SaveError: if the last save fails.
+        """
+        self._saves.wait()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        if "_manager" in self.__dict__:
-            self._manager.close()
+        """Waits until everything is on disk, and ends what was used for it.
 
-    @functools.cached_property
+        Raises:
+            SaveError: if the last save fails.
+        """
+        self._saves.close()
+
+    @property
     def _manager(self):
+        return self._saves.manager
+
+    def _make_manager(self, barrier):
         ocp = _orbax()
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=barrier),
+        )
         return ocp.CheckpointManager(self._directory, options=options)
 
     def _steps(self) -> list[int]:
@@ -105,23 +179,27 @@ class Checkpoints:
             ) from None
 
 
-def check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Checks that a run of the configuration `wanted` may go on where one of `saved` stopped.
+def check_same(saved: Mapping[str, Any], run: Run, where: str) -> None:
+    """Checks that a run may go on where one of the configuration `saved` stopped.
 
     Raises:
-        ValueError: if they differ in more than `MAY_CHANGE`; it names the keys and both values.
+        ValueError: if they differ in more than `MAY_CHANGE` and, for an elastic run, `OF_ELASTIC`;
+            it names the keys and both values.
     """
-    old, new = _flat(saved), _flat(wanted)
+    old, new = _flat(saved), _flat(run.description)
+    may_change = MAY_CHANGE + OF_ELASTIC * run.elastic
     missing = object()
     differences = [
         f"{key}: {_shown(old, key)} there, {_shown(new, key)} here"
         for key in sorted(old | new)
-        if key not in MAY_CHANGE and old.get(key, missing) != new.get(key, missing)
+        if key not in may_change and old.get(key, missing) != new.get(key, missing)
     ]
     if differences:
+        several = "workers" in old and old["workers"] != new.get("workers")
+        hint = ", or base_workers for another number of workers" * (several and not run.elastic)
         raise ValueError(
             f"{where} is of another configuration ({'; '.join(differences)}). Nothing was changed; "
-            "use another workdir, or the configuration that it was made with"
+            f"use another workdir, or the configuration that it was made with{hint}"
         )
 
 

@@ -65,7 +65,8 @@ def naming_the_lost() -> Iterator[None]:
     """Says which process is lost, where that is why something in here failed.
 
     Raises:
-        LostProcessError: in place of the error, if some processes do not answer within `ROLL_CALL`.
+        LostProcessError: in place of the error, if some processes do not answer within `ROLL_CALL`,
+            or process 0, where they are called, is gone.
     """
     try:
         yield
@@ -76,6 +77,8 @@ def naming_the_lost() -> Iterator[None]:
             Store("jaxdist/roll call").meet("the roll call after a failure", ROLL_CALL)
         except TimeoutError as missing:
             raise LostProcessError(f"{missing}: it is gone or stuck ({_line(error)})") from error
+        except jax.errors.JaxRuntimeError:
+            raise LostProcessError(f"process 0 does not answer ({_line(error)})") from error
         raise
 
 

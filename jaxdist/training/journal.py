@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,18 @@ class Journal:
         workdir: its folder.
         step: the steps that are done.
         show: gets the lines of training metrics as well.
+        told: the `totals` of those steps; empty at the start of a run.
     """
 
-    def __init__(self, run: Run, traffic: Traffic, workdir: Path, step: int, show: Show):
+    def __init__(
+        self,
+        run: Run,
+        traffic: Traffic,
+        workdir: Path,
+        step: int,
+        show: Show,
+        told: Mapping[str, float],
+    ):
         self._run, self._traffic, self._show = run, traffic, show
         self._writer = None
         if multihost.is_main():
@@ -66,7 +75,9 @@ class Journal:
         self._began = time.monotonic() - before
         self._mark: tuple[int, float] | None = None  # where the rate is counted from
         self._previous = self._pending = None
-        self._sent = 0, 0
+        self._start = step
+        self._sent = step, told.get("bytes_sent", 0)
+        self._epoch = told.get("epoch", 0.0)
         none = np.zeros(run.workers.num, bool)
         place = run.workers.sharding
         self._none_bad = jax.make_array_from_callback(none.shape, place, lambda i: none[i])
@@ -98,6 +109,11 @@ class Journal:
         before, sent = self._sent
         self._sent = done, sent + self._traffic.bytes_sent(before, done)
         return self._sent[1]
+
+    def totals(self, done: int) -> dict[str, float]:
+        """What counts up over the whole run, whatever its number of workers was."""
+        epoch = self._epoch + (done - self._start) / self._run.sampler.steps_per_epoch
+        return {"epoch": epoch, "bytes_sent": self.bytes_sent(done)}
 
     def progress(self, before: int, progress: Progress) -> None:
         """Takes note of steps that are on their way, and waits for those before them."""
@@ -135,13 +151,13 @@ class Journal:
             self._writer.close()
 
     def _head(self, done: int) -> dict[str, Any]:
-        epoch = done / self._run.sampler.steps_per_epoch
+        totals = self.totals(done)
         return {
             "step": done,
-            "epoch": round(epoch, 4),
+            "epoch": round(totals["epoch"], 4),
             "seconds": round(self.seconds, 3),
             **self.virtual(done),
-            "bytes_sent": self.bytes_sent(done),
+            "bytes_sent": totals["bytes_sent"],
         }
 
     def _write_pending(self) -> None:

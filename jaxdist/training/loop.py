@@ -12,13 +12,17 @@ from jaxdist.training.faults import PreemptedError, StopSignal, naming_the_lost
 from jaxdist.training.feed import Advance
 from jaxdist.training.journal import Journal, passed, traffic_of
 from jaxdist.training.metrics import write_json
+from jaxdist.training.newcomers import make_revive
+from jaxdist.training.profile import Profile
 from jaxdist.training.progress import progress as console
-from jaxdist.training.revive import make_revive
 from jaxdist.training.run import Run
-from jaxdist.training.state import TrainState, abstract, create
+from jaxdist.training.startup import Startup
+from jaxdist.training.state import TrainState, create
 
 
-def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, Any]:
+def train(
+    run: Run, workdir: str | Path, *, progress: bool = True, profile: bool = False
+) -> dict[str, Any]:
     """Trains, from the last checkpoint in the workdir if there is one.
 
     The workdir receives `config.json`, `metrics.jsonl`, `checkpoints/` and, at the end,
@@ -28,6 +32,7 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
         run: the run.
         workdir: its folder; all processes must see the same one.
         progress: whether to show how it goes.
+        profile: whether to trace some steps, into `profile/` in the workdir.
 
     Returns:
         The summary: "rule", "workers", "steps", "test_accuracy", "test_loss",
@@ -38,24 +43,30 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
         ValueError: if the workdir cannot be written, holds a run of another configuration or a
             damaged checkpoint, or if that run is past `run.steps` already.
         PreemptedError: after SIGTERM at any process, when the state is saved.
+        SaveError: if a checkpoint cannot be saved; the ones before it stay as they are.
+        OSError: if another file cannot be written, with its name.
         LostProcessError: if another process is gone, or stuck; the message names it.
     """
     workdir = record.claim(workdir, run)
     if (summary := record.finished(workdir, run)) is not None:
         return summary
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(workdir / record.CHECKPOINTS, run.description)
-        stack.callback(checkpoints.close)
+        startup = stack.enter_context(Startup(run))
+        checkpoints = stack.enter_context(Checkpoints(workdir / record.CHECKPOINTS, run))
         traffic = traffic_of(run)  # refuses what does not fit, before a file is written
         advance = make_advance(run, traffic)  # and this too
-        start, state = _begin(run, checkpoints)
+        start, state, told = _begin(run, checkpoints)
         main = multihost.is_main()
         if main:
             write_json(workdir / record.CONFIG, record.describe(run))
         visible = progress and main
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
-        journal = Journal(run, traffic, workdir, start, show)
+        journal = Journal(run, traffic, workdir, start, show, told)
         stack.callback(journal.close)
+        advance = startup.watch(advance, show)
+        if profile:
+            traced = Profile(run, start, workdir / record.PROFILE, show)
+            advance = stack.enter_context(traced).watch(advance)
         stop = stack.enter_context(StopSignal())
         with naming_the_lost():
             state, found = _steps(run, advance, state, start, journal, checkpoints, stop)
@@ -75,17 +86,18 @@ def train(run: Run, workdir: str | Path, *, progress: bool = True) -> dict[str, 
     return summary
 
 
-def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState, dict[str, float]]:
+    """Where the run stands: the steps done, the state, and what its lines have counted up."""
     if (start := checkpoints.latest()) is None:
-        return 0, create(run)
-    state = checkpoints.restore(abstract(run))
+        return 0, create(run), {}
+    state = checkpoints.restore()
     if start > run.steps:
         raise ValueError(f"steps={run.steps}, but the workdir's run is at step {start} already")
     if run.trigger is not None and start % run.trigger:
         raise ValueError(
             f"trigger={run.trigger}, but the workdir's run is at step {start}, within a round"
         )
-    return start, state
+    return start, state, checkpoints.note()["told"]
 
 
 def _steps(
@@ -103,6 +115,7 @@ def _steps(
     while done < run.steps:
         before = done
         done, state, *_ = progress = advance(state, done)
+        checkpoints.check()
         journal.progress(before, progress)
         if run.revive_every and done // run.revive_every > before // run.revive_every:
             state = revive(state)
@@ -113,7 +126,10 @@ def _steps(
         told = stop.told() and done < run.steps
         if told or passed(before, done, run.checkpoint_every, run.steps):
             with journal.pause(done):
-                checkpoints.save(state, done)
+                checkpoints.save(state, done, journal.totals(done))
         if told:
+            checkpoints.wait()
             raise PreemptedError(done)
-    return state, found or evaluate(state)
+    found = found or evaluate(state)
+    checkpoints.wait()
+    return state, found

@@ -1,5 +1,6 @@
 """The metrics file: one JSON object a line, kept whole across interruptions."""
 
+import contextlib
 import json
 import math
 import os
@@ -47,7 +48,8 @@ class MetricsWriter:
         kept = [line for line in read(path) if line["step"] <= step]
         write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self.last: Line = kept[-1] if kept else {}
-        self._file = path.open("a")
+        self._path = path
+        self._file = path.open("ab", buffering=0)  # what is not written is not kept for later
         self._events = None
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
@@ -55,10 +57,13 @@ class MetricsWriter:
             self._events = SummaryWriter(str(tensorboard), purge_step=step + 1)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Appends one line, which has a key "step", and hands it to the operating system."""
+        """Appends one line, which has a key "step", and hands it to the operating system.
+
+        Raises:
+            OSError: if it cannot be written, with the file's name; no part of it is left there.
+        """
         self.last = {key: plain(value) for key, value in line.items()}
-        self._file.write(f"{json.dumps(self.last, allow_nan=False)}\n")
-        self._file.flush()
+        self._append(f"{json.dumps(self.last, allow_nan=False)}\n".encode())
         if self._events is not None:
             for name, value in line.items():
                 self._event(name, np.asarray(value, np.float64), line["step"])
@@ -67,6 +72,16 @@ class MetricsWriter:
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+    def _append(self, data: bytes) -> None:
+        whole = self._file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(whole)
+            raise naming(self._path, error) from None
 
     def _event(self, name: str, value: np.ndarray, step: int) -> None:
         """Each finite number in `value` as a curve of its own."""
@@ -97,7 +112,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that it is the old one or the new one at any time."""
+    """Writes a file so that it is the old one or the new one at any time.
+
+    Raises:
+        OSError: if it cannot be written, with its name; the old one stays.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # a disk that is full may tell only now
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise naming(path, error) from None
+
+
+def naming(path: Path, error: OSError) -> OSError:
+    """The same error, of the file that was to be written."""
+    return OSError(error.errno, error.strerror, str(path))

@@ -1,14 +1,18 @@
 """Several processes in one run: joining, the main one, waiting for each other."""
 
+import functools
+import ipaddress
 import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax._src import distributed
+from jax._src import distributed, xla_bridge
 from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
 from jax.experimental import multihost_utils
+from jaxlib import _jax
 
 PARTING = 20
 """Seconds for which a process that ends waits for the others."""
@@ -21,6 +25,7 @@ COLLECTIVE_TIMEOUT = 100
 
 _MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 _JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 
 
 def initialize() -> None:
@@ -30,6 +35,10 @@ def initialize() -> None:
     it joins as they say; under Open MPI the first is enough, and needed from version 5 on. In a
     Slurm step or under Open MPI 4 with several tasks, and on the hosts of a TPU slice, as JAX
     detects. Otherwise it does nothing.
+
+    Where the address is this machine's own (`127.0.0.1`, `[::1]`, `localhost`) all sockets listen
+    there and nowhere else. JAX's own choice is every address for the coordinator, and that of the
+    host's name for collectives on CPU devices.
 
     Raises:
         ValueError: if only some of the three variables are set, or a number is no integer, or Open
@@ -50,15 +59,39 @@ def initialize() -> None:
         if not given[name].isdigit():
             raise ValueError(f"{name}={given[name]!r}: allowed are integers from 0")
     address, num, index = (given[name] for name in _JOIN)
-    _join(address, int(num), int(index))
+    host = address.rpartition(":")[0].strip("[]")
+    if not _is_own(host):
+        _join(address, int(num), int(index))
+        return
+    _join(address, int(num), int(index), coordinator_bind_address=os.environ.get(_BIND) or address)
+    if jax.config.jax_cpu_collectives_implementation == "gloo":
+        xla_bridge.register_backend_factory(
+            "cpu", functools.partial(_cpu_client, host), fail_quietly=False
+        )
 
 
-def _join(*where: Any) -> None:
+def _is_own(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _cpu_client(host: str) -> Any:
+    """JAX's client of the CPU devices, with collectives that listen on `host`."""
+    of_runtime = distributed.global_state.client
+    return xla_bridge.make_cpu_client(_jax.make_gloo_tcp_collectives(of_runtime, hostname=host))
+
+
+def _join(*where: Any, **options: Any) -> None:
     flag = "--xla_cpu_collective_timeout_seconds"
     if flag not in (flags := os.environ.get("XLA_FLAGS", "")):  # without it, for ever
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={COLLECTIVE_TIMEOUT}".strip()
     jax.distributed.initialize(
-        *where, shutdown_timeout_seconds=PARTING, heartbeat_timeout_seconds=HEARTBEAT
+        *where,
+        shutdown_timeout_seconds=PARTING,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        **options,
     )
 
 
@@ -72,6 +105,13 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def leave(status: int) -> None:
+    """Ends this process at once if it is one of several: JAX's own way out waits for the others."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(status)
+
+
 class Store:
     """Counters and marks that all processes share, in the key-value store of JAX's runtime.
 
@@ -80,8 +120,8 @@ class Store:
     """
 
     def __init__(self, name: str):
-        # The runtime's client, like the detection of a TPU slice above, has no public name (jax
-        # 0.10); this is the only file that knows of them.
+        # The runtime's client has no public name (jax 0.10), nor have the detection of a TPU slice
+        # and the CPU client above; this is the only file that knows of them.
         self._client, self._name = distributed.global_state.client, name
         self._alone: dict[str, int] = {}  # where there is no runtime
 
@@ -107,21 +147,40 @@ class Store:
         Raises:
             TimeoutError: if some have not come after `seconds`, with their indices.
         """
-        if self._client is None:
-            return
-        there = lambda i: f"{self._name}/{place}/{i}"
-        self._client.key_value_set(there(jax.process_index()), "")
-        deadline, missing = time.monotonic() + seconds, []
-        for i in range(jax.process_count()):
-            left = max(1, round(1000 * (deadline - time.monotonic())))
-            try:
-                self._client.blocking_key_value_get(there(i), left)
-            except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
-                missing.append(i)
+        self.tell(place)
+        deadline = time.monotonic() + seconds
+        missing = [
+            i
+            for i in range(jax.process_count())
+            if self.told(place, i, deadline - time.monotonic()) is None
+        ]
         if missing:
             raise TimeoutError(_late(missing, place, seconds))
+
+    def tell(self, place: str | int, text: str = "") -> None:
+        """Leaves a text of this process at `place`, where it left none before."""
+        if self._client is not None:
+            self._client.key_value_set(self._mark(place, jax.process_index()), text)
+
+    def told(self, place: str | int, process: int, seconds: float) -> str | None:
+        """The text that a process leaves at `place`; None if it has not after `seconds`."""
+        if self._client is None:
+            return ""
+        milliseconds = max(1, round(1000 * seconds))
+        try:
+            return self._client.blocking_key_value_get(self._mark(place, process), milliseconds)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+        return None
+
+    def take_back(self, place: str | int) -> None:
+        """Removes this process's own text at `place`, if there is one."""
+        if self._client is not None:
+            self._client.key_value_delete(self._mark(place, jax.process_index()))
+
+    def _mark(self, place: str | int, process: int) -> str:
+        return f"{self._name}/{place}/{process}"
 
 
 def _late(missing: Sequence[int], place: str, seconds: float) -> str:

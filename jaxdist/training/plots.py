@@ -46,20 +46,30 @@ def draw(metrics_file: Path, folder: Path) -> list[Path]:
             panel.grid(alpha=0.3)
             panel.margins(x=0.01)
         drawn.append(folder / f"{name}.png")
-        figure.savefig(drawn[-1], dpi=120)
+        try:
+            figure.savefig(drawn[-1], dpi=120)
+        except OSError as error:
+            raise metrics.naming(drawn[-1], error) from None
     return drawn
 
 
 def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The steps at which a quantity was written, `[T]`, and its values, `[T]` or `[T, W]`.
 
+    Where the number of workers changed W is the largest, and what the others would have had is NaN.
+
     Example:
         >>> series([{"step": 1, "loss": [2.0, None]}, {"step": 2, "test_loss": 1.0}], "loss")[0]
         array([1])
     """
     found = [line for line in lines if name in line]
-    values = np.array([line[name] for line in found], np.float64)  # null becomes NaN
-    return np.array([line["step"] for line in found], int), values
+    steps = np.array([line["step"] for line in found], int)
+    if not (found and isinstance(found[0][name], list)):
+        return steps, np.array([line[name] for line in found], np.float64)  # null becomes NaN
+    values = np.full((len(found), max(len(line[name]) for line in found)), np.nan)
+    for row, line in zip(values, found, strict=True):
+        row[: len(line[name])] = line[name]
+    return steps, values
 
 
 def _loss_and_accuracy(axes: Any, lines: Lines) -> None:
@@ -107,7 +117,7 @@ def _leaders(axes: Any, lines: Lines) -> None:
     image = axes.pcolormesh(
         steps,
         np.arange(num),
-        np.ma.masked_less(leaders.T, 0),  # -1: there was none yet
+        np.ma.masked_where(~(leaders.T >= 0), leaders.T),  # -1: there was none yet
         shading="nearest",
         cmap=colormaps["tab20"].resampled(num),
         vmin=-0.5,

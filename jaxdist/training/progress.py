@@ -11,7 +11,8 @@ import numpy as np
 PLAIN_SECONDS = 10
 """Between two lines where the console is no terminal."""
 
-Show = Callable[[Mapping[str, Any]], None]
+Show = Callable[[Mapping[str, Any] | str], None]
+"""Shows a line of metrics, or one of words."""
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def progress(title: str, step: int, steps: int, *, visible: bool) -> Iterator[Sh
         visible: False for nothing at all.
 
     Yields:
-        A function that shows a line of metrics.
+        A function that shows a line of metrics, or of words.
     """
     if not visible:
         yield lambda line: None
@@ -49,7 +50,14 @@ def _bar(title: str, step: int, steps: int) -> Iterator[Show]:
     )
     with rich.Progress(*columns) as bar:
         task = bar.add_task(title, completed=step, total=steps, brief="compiling")
-        yield lambda line: bar.update(task, completed=line["step"], brief=_brief(line))
+
+        def show(line):
+            if isinstance(line, str):
+                bar.console.print(f"{title}: {line}", markup=False, highlight=False, soft_wrap=True)
+            else:
+                bar.update(task, completed=line["step"], brief=_brief(line))
+
+        yield show
 
 
 def _lines(title: str, steps: int) -> Show:
@@ -57,7 +65,9 @@ def _lines(title: str, steps: int) -> Show:
 
     def show(line):
         nonlocal shown
-        if line["step"] == steps or time.monotonic() - shown > PLAIN_SECONDS:
+        if isinstance(line, str):
+            print(f"{title}: {line}", flush=True)
+        elif line["step"] == steps or time.monotonic() - shown > PLAIN_SECONDS:
             shown = time.monotonic()
             print(f"{title}: step {line['step']} of {steps}, {_brief(line)}", flush=True)
 

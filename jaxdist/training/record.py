@@ -16,6 +16,7 @@ from jaxdist.training.run import Run
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, PLOTS, TENSORBOARD = "checkpoints", "plots", "tensorboard"
+PROFILE = "profile"
 
 
 def claim(workdir: str | Path, run: Run) -> Path:
@@ -35,14 +36,18 @@ def claim(workdir: str | Path, run: Run) -> Path:
     except OSError as error:
         raise ValueError(f"workdir={str(path)!r} cannot be written: {error.strerror}") from None
     if (there := read_json(path / CONFIG)) is not None:
-        check_same(there["config"], run.description, f"workdir {str(path)!r}")
+        config = there.get("config") if isinstance(there, dict) else None
+        if not isinstance(config, dict):
+            raise ValueError(f"{path / CONFIG} is not what a run writes; nothing was changed")
+        check_same(config, run, f"workdir {str(path)!r}")
     return path
 
 
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
     """The summary of this very run if it is in the workdir already, else None."""
     summary = read_json(workdir / SUMMARY)
-    return summary if summary is not None and summary["steps"] == run.steps else None
+    there = isinstance(summary, dict) and summary.get("steps") == run.steps
+    return summary if there else None
 
 
 def describe(run: Run) -> dict[str, Any]:

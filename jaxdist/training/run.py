@@ -64,8 +64,9 @@ class Run:
             seconds from the start; None without one.
         patience: seconds that a process waits at a count-triggered sync for the others.
         tensorboard: writes TensorBoard events besides the JSON lines.
+        elastic: whether it may go on from a checkpoint of another number of workers.
         description: the configuration as plain JSON types; a checkpoint resumes only under an
-            equal one.
+            equal one, but for what `checkpoint.MAY_CHANGE` names.
 
     Raises:
         ValueError: for a value that is not allowed, or a batch larger than a worker's shard.
@@ -99,6 +100,7 @@ class Run:
     virtual_seconds: np.ndarray | None = None
     patience: float = 600.0
     tensorboard: bool = False
+    elastic: bool = False
     description: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -114,6 +116,11 @@ class Run:
             raise ValueError(
                 f"shards has {len(self.shards)} entries; there must be one for each of the "
                 f"{self.workers.num} workers"
+            )
+        if self.elastic and (self.trigger is not None or self.virtual_seconds is not None):
+            raise ValueError(
+                "elastic=True with a clock or count-triggered rounds: these are of one number of "
+                "workers; give one of the two"
             )
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("tensorboard=True needs tensorboardX: pip install tensorboardX")

@@ -1,0 +1,91 @@
+"""What becomes of a run that something happens to: `python -m experiments.bench.faults`.
+
+Trains `digits_mgrawa` with real processes that `experiments.launch` starts, one worker each, and
+lets one thing happen in each trial, at a random moment: a quarter of the moments fall into the
+seconds before the first step, the others evenly on the steps. Then the same command is started
+again for as long as the run is not finished. A trial is
+
+* a hang if something exceeds its bound: 120 s from the fault until the other processes have ended,
+  240 s for each launcher to end after that;
+* wrong if the state or the metrics at the end are not bitwise those of a run that nothing happened
+  to, or if an error that was due does not name what it should;
+* lost if the run went on from before the last checkpoint that was complete at the fault or, after
+  SIGTERM at a run that was training, from before the last step that it had told.
+
+For Linux, where processes are found in /proc. The last line is JSON; the status is 1 if there were
+hangs, or wrong or lost runs.
+"""
+
+import argparse
+import math
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.bench import common
+from experiments.bench.fault_cases import CASES, Bench, Trial
+from experiments.bench.fault_trials import Job
+from jaxdist.workers import force_host_devices
+
+FEW = 4
+"""Only every so many of the repetitions for cases other than signals at random moments."""
+
+
+def row(case: str, found: Sequence[Trial]) -> str:
+    """A case's line of the table."""
+    outcomes = [trial.outcome for trial in found]
+    counts = {name: outcomes.count(name) for name in dict.fromkeys(sorted(outcomes))}
+    seconds = [trial.seconds for trial in found if trial.seconds is not None]
+    lost = [trial.steps_lost for trial in found]
+    cells = [
+        CASES[case].title,
+        str(len(found)),
+        ", ".join(f"{count} {name}" for name, count in counts.items()),
+        f"{statistics.median(seconds):.1f} / {max(seconds):.1f}" if seconds else "",
+        f"{statistics.median(lost):g} / {max(lost)}",
+        *(str(sum(getattr(trial, name) for trial in found)) for name in ("hang", "wrong", "lost")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=20, help=f"others: one {FEW}th of it")
+    parser.add_argument("--seed", type=int, default=0, help="decides the moments and the victims")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--checkpoint_every", type=int, default=500)
+    args = parser.parse_args()
+    force_host_devices(args.processes)
+    job = Job(args.processes, args.steps, args.checkpoint_every)
+    found: dict[str, list[Trial]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(job, Path(folder), random.Random(args.seed))
+        for name in args.only:
+            times = args.repeat if CASES[name].often else math.ceil(args.repeat / FEW)
+            found[name] = []
+            for i in range(times):
+                trial = bench.trial(CASES[name])
+                found[name].append(trial)
+                print(f"{name} {i + 1} of {times}: {trial}", flush=True)
+    print("\n| case | tried | outcomes | s to detection | steps lost | hangs | wrong | lost |")
+    print("|---|---|---|---|---|---|---|---|")
+    print("\n".join(row(name, trials) for name, trials in found.items()))
+    print("\nSeconds and steps: median / worst.\n")
+    trials = [trial for several in found.values() for trial in several]
+    failed = {
+        "hangs": sum(trial.hang for trial in trials),
+        "wrong": sum(trial.wrong for trial in trials),
+        "lost": sum(trial.lost for trial in trials),
+    }
+    size = {"processes": job.processes, "steps": job.steps, "checkpoint_every": job.every}
+    common.finish("faults", **size, seed=args.seed, tried=len(trials), **failed)
+    raise SystemExit(any(failed.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The table of faults, tried once in small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.bench import fault_trials
+from experiments.bench.fault_cases import CASES, Trial
+from experiments.bench.faults import row
+
+SECONDS = 600
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_two_faults(tmp_path):
+    command = "experiments.bench.faults --repeat 1 --only sigterm sigkill --steps 600"
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split(), "--checkpoint_every", "150"],
+        cwd=Path(__file__).parents[1],
+        env={name: v for name, v in os.environ.items() if not name.startswith("JAX_")},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert {name: last[name] for name in ("tried", "hangs", "wrong", "lost")} == {
+        **{"tried": 2, "hangs": 0, "wrong": 0, "lost": 0}
+    }
+
+
+def test_a_case_is_a_line_of_the_table():
+    found = [
+        Trial(outcome="restarted", seconds=2.0, steps_lost=30),
+        Trial(outcome="restarted", seconds=4.0, steps_lost=10, lost=True),
+        Trial(outcome="too late"),
+    ]
+    assert row("sigkill", found) == (
+        "| SIGKILL | 3 | 2 restarted, 1 too late | 3.0 / 4.0 | 10 / 30 | 0 | 0 | 1 |"
+    )
+    assert all(row(name, found[:1]).startswith(f"| {CASES[name].title} |") for name in CASES)
+
+
+def test_what_is_told_and_complete_of_a_run(tmp_path):
+    assert (fault_trials.told(tmp_path), fault_trials.complete(tmp_path)) == (0, 0)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"step": 3')
+    for name in ("5", "20", "40.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert (fault_trials.told(tmp_path), fault_trials.complete(tmp_path)) == (20, 20)
+    assert fault_trials.saving(tmp_path)
+    assert not fault_trials.finished(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_child_is_found_and_known_to_have_ended():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        assert child.pid in fault_trials.children(os.getpid())
+        assert fault_trials.alive(child.pid)
+        child.kill()
+        fault_trials.wait("its end", lambda: not fault_trials.alive(child.pid), 10)
+    finally:
+        child.kill()
+        child.wait()
+    with pytest.raises(fault_trials.HangError, match=r"nothing: more than 0\.1 s"):
+        fault_trials.wait("nothing", lambda: False, 0.1)
