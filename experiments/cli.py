@@ -103,12 +103,12 @@ def clean_errors(traceback: bool) -> Iterator[None]:
         print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        from jaxdist.training import faults, multihost  # JAX, once it is there anyway
+        from jaxdist.training import faults, multihost, saving  # JAX, once it is there anyway
 
         failed = isinstance(error, faults.LostProcessError | OSError)
         if traceback or not (failed or isinstance(error, faults.PreemptedError)):
             raise
         print(f"{'error: ' * failed}{error}", file=sys.stderr, flush=True)
-        if isinstance(error, faults.LostProcessError):
+        if failed and not isinstance(error, saving.SaveError):  # in which all processes fail
             multihost.leave(1)
         raise SystemExit(int(failed)) from None

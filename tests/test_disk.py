@@ -1,5 +1,6 @@
 """Disks that are full, cannot be written, or hold what an interrupted save has left."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,9 @@ from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.saving import reason
 
 __all__ = ["compiled_once"]  # a fixture
+
+# of coroutines that failed saves leave to the interpreter's end, where no filter of a test holds
+atexit.register(warnings.simplefilter, "ignore", RuntimeWarning)
 
 
 @contextlib.contextmanager

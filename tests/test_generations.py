@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from test_launch import LAUNCH, ROOT, environment
 
+from experiments.bench.fault_trials import children
 from jaxdist.training import metrics
 
 SECONDS = 240
 """How long each wait may be."""
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
 GENERATION = """
 import os, signal, sys, time
@@ -56,10 +59,10 @@ def wait_for(what, launch):
 
 def process(launch, index):
     """The process id of the launcher's process of that index, None if there is none now."""
-    for pid in Path(f"/proc/{launch.pid}/task/{launch.pid}/children").read_text().split():
+    for pid in children(launch.pid):
         with contextlib.suppress(OSError):
             if f"JAX_PROCESS_ID={index}\0" in Path(f"/proc/{pid}/environ").read_text():
-                return int(pid)
+                return pid
     return None
 
 
@@ -73,6 +76,7 @@ def said(launch, text, times=1):
     return "".join(lines)
 
 
+@linux
 def test_generations_shrink_and_grow():
     with elastic(3, sys.executable, "-c", GENERATION) as launch:
         said(launch, "one of 3", 3)
@@ -98,6 +102,7 @@ def test_the_last_process_is_not_replaced():
         assert "0 left, fewer than --min-processes 1" in launch.stdout.read()
 
 
+@linux
 def test_fewer_than_wanted_end_the_run():
     options = ("--min-processes", "2")
     with elastic(2, sys.executable, "-c", GENERATION, options=options) as launch:
@@ -126,10 +131,11 @@ def test_wrong_options_are_refused(options, message):
         assert launch.wait(SECONDS) == 2
 
 
+@linux
 @pytest.mark.slow
 def test_a_run_goes_on_with_three_and_with_four_again(tmp_path):
     """4 -> 3 by SIGKILL -> 4 by joining, in one run of real processes."""
-    every, steps = 20, 500
+    every, steps = 20, 300
     command = [sys.executable, "-m", "experiments.train", "--config", "digits_mgrawa"]
     command += ["--workers", "0", "--base_workers", "4", "--steps", str(steps), "--no-progress"]
     command += ["--checkpoint_every", str(every), "--eval_every", "0", "--log_every", "1"]

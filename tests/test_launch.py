@@ -249,7 +249,7 @@ if os.environ["JAX_PROCESS_ID"] == "1":
     assert done.returncode == 5
     assert done.stderr.splitlines() == [
         "launch: process 1 ended with status 5",
-        "launch: processes 0, 2 did not end within 1 s: SIGKILL",
+        "launch: processes 0, 2 did not end within 1 s: SIGKILL to processes 0, 2",
     ]
     assert gone([int(pid) for pid in re.findall("ready (.*)", done.stdout)], 1)
 

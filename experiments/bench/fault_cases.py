@@ -184,7 +184,7 @@ def _strike(number: signal.Signals, victims: str = "", during_save: bool = False
             return
         run_of.send(there[victim], number)
         others = [pid for name, pid in there.items() if name not in (victim, LAUNCHER)]
-        trial.outcome = "ended"
+        trial.outcome = "started again"
         bench.follow(run, trial, others, safe)
         if "saved at step" in run.output:
             trial.outcome = "saved"
@@ -195,8 +195,11 @@ def _strike(number: signal.Signals, victims: str = "", during_save: bool = False
 
 
 def _named(run: Running, trial: Trial, victim: int) -> None:
-    """After SIGSTOP the others must have said who is stuck."""
-    ours = re.search(rf"process {victim} (of|does not answer)", run.output)
+    """After SIGSTOP the others must have said who is stuck.
+
+    Or the launcher: it is JAX that ends them where process 0 is, in which its runtime lives.
+    """
+    ours = re.search(rf"process {victim} (of|does not answer|did not end)", run.output)
     of_jax = f"heartbeats):\n{victim}\n" in re.sub(r"(?m)^\[\d\] ", "", run.output)
     if not (ours or of_jax):
         trial.wrong, trial.note = True, f"process {victim} is not named: {run.output[-3000:]}"
@@ -207,9 +210,9 @@ def _fill_the_disk(bench: Bench, run: Running, trial: Trial) -> None:
     bench.moment(run)
     others = list(run.processes().values())
     safe = run_of.complete(run.workdir)
-    size = 0
-    if bench.random.random() < 0.75:  # then it is not the metrics that do not fit
-        size = 3 * run_of.size(run.workdir / METRICS) + bench.random.randrange(100_000)
+    size = bench.random.randrange(50_000)
+    if bench.random.random() < 0.75:  # then it is not the next line of metrics that does not fit
+        size += run_of.size(run.workdir / METRICS)
     run.limit_files(size)
     trial.outcome = "too late" if run.ended() else "named"
     bench.follow(run, trial, others, safe)
@@ -231,7 +234,7 @@ def _corrupt(bench: Bench, run: Running, trial: Trial) -> None:
         return
     last = run.workdir / CHECKPOINTS / str(run_of.complete(run.workdir))
     files = sorted(path for path in last.rglob("*") if path.is_file() and path.stat().st_size)
-    path = bench.random.choice(files)
+    (path,) = bench.random.choices(files, [path.stat().st_size for path in files])
     content = bytearray(path.read_bytes())
     content[bench.random.randrange(len(content))] ^= 1 << bench.random.randrange(8)
     path.write_bytes(content)
