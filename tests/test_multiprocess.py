@@ -14,8 +14,6 @@ from ways import linear
 from jaxdist.data import make_augment
 from jaxdist.training import loop, train
 
-pytestmark = pytest.mark.xdist_group("multiprocess")
-
 RUNS = {
     "mgrawa": {"rule": "mgrawa", "hyper": {"period": 3}},
     "al_dsgd": {"rule": "al_dsgd", "hyper": {"period": 2, "topologies": "ring, torus"}},

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -238,17 +239,25 @@ def flip_a_bit(checkpoint):
     path.write_bytes(content)
 
 
+def change_a_total(checkpoint):
+    path = checkpoint / "note" / "metadata"
+    changed = re.sub(r'("bytes_sent": \d+)', r"\g<1>0", path.read_text())
+    assert changed != path.read_text()
+    path.write_text(changed)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         truncate,
         flip_a_bit,
+        change_a_total,
         lambda checkpoint: os.truncate(checkpoint / "state" / "manifest.ocdbt", 20),
         lambda checkpoint: os.truncate(checkpoint / "note" / "metadata", 30),
         lambda checkpoint: shutil.rmtree(checkpoint / "state"),
         lambda checkpoint: [shutil.rmtree(p) for p in checkpoint.iterdir() if p.is_dir()],
     ],
-    ids=["truncated", "bit", "manifest", "note", "no state", "empty"],
+    ids=["truncated", "bit", "total", "manifest", "note", "no state", "empty"],
 )
 def test_damaged_checkpoint(damage, half, capfd):
     damage(half / "checkpoints" / "5")

@@ -101,7 +101,7 @@ class Bench:
                 trial.wrong, trial.note = True, f"{trial.note} {difference}"
         except HangError as error:
             trial.hang, trial.outcome = True, f"hang ({error})"
-        shutil.rmtree(workdir)
+        shutil.rmtree(workdir, ignore_errors=True)  # a hang may come before it is made
         return trial
 
     def again(self, workdir: Path) -> str:

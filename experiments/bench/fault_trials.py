@@ -26,12 +26,13 @@ class Bounds:
     """Seconds that nothing may exceed.
 
     Attributes:
-        detect: from a fault until the other processes, or their launcher, have ended.
+        detect: from a fault until the other processes have ended; the longest wait of theirs is
+            the one to join each other.
         run: for the launcher to end, from its start or from the detection of a fault.
         grace: the launcher's own, for processes to end after one failed.
     """
 
-    detect: float = 120.0
+    detect: float = 130.0
     run: float = 240.0
     grace: float = 15.0
 

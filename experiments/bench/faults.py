@@ -5,8 +5,8 @@ lets one thing happen in each trial, at a random moment: a quarter of the moment
 seconds before the first step, the others evenly on the steps. Then the same command is started
 again for as long as the run is not finished. A trial is
 
-* a hang if something exceeds its bound: 120 s from the fault until the other processes have ended,
-  240 s for each launcher to end after that;
+* a hang if something exceeds its bound: 130 s from the fault until the other processes have ended
+  (they wait 100 s for each other to join), 240 s for each launcher to end after that;
 * wrong if the state or the metrics at the end are not bitwise those of a run that nothing happened
   to, or if an error that was due does not name what it should;
 * lost if the run went on from before the last checkpoint that was complete at the fault or, after

@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import gc
+import json
 import logging
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -98,7 +100,10 @@ class Checkpoints:
             note = self._manager.restore(step, args=items)["note"]
             if odd := [key for key, kind in _NOTE.items() if not isinstance(note[key], kind)]:
                 raise ValueError(f"its note is none that was saved: {', '.join(odd)}")
-        return {key: note[key] for key in _NOTE}
+            content = {key: note[key] for key in _NOTE}
+            if note["checksum"] != checksum(content):
+                raise ValueError("its note is not the one that was saved")
+        return content
 
     def save(self, state: TrainState, step: int, told: Mapping[str, float]) -> None:
         """Starts to save; returns as soon as the state's memory may be reused.
@@ -118,6 +123,7 @@ class Checkpoints:
             "workers": self._run.workers.num,
             "told": dict(told),
         }
+        note["checksum"] = checksum(note)
         items = args.Composite(state=args.StandardSave(state), note=args.JsonSave(note))
         self._saves.start(step, items)
 
@@ -221,6 +227,11 @@ def _orbax() -> ModuleType:
     import orbax.checkpoint as ocp  # late: a run's first step need not wait for it
 
     return ocp
+
+
+def checksum(note: Mapping[str, Any]) -> int:
+    """Tells whether a checkpoint's note is damaged; it is no signature."""
+    return zlib.crc32(json.dumps(note, sort_keys=True).encode())
 
 
 def _digest(state: TrainState) -> list[int]:

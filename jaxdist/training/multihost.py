@@ -20,6 +20,9 @@ PARTING = 20
 HEARTBEAT = 20
 """Seconds after which JAX's runtime takes a process that is not heard of for dead."""
 
+JOINING = 100
+"""Seconds that the processes of one machine wait for each other to join; JAX's own are 300."""
+
 COLLECTIVE_TIMEOUT = 100
 """Seconds for which a collective on CPU devices waits for a process that does not come."""
 
@@ -63,7 +66,9 @@ def initialize() -> None:
     if not _is_own(host):
         _join(address, int(num), int(index))
         return
-    _join(address, int(num), int(index), coordinator_bind_address=os.environ.get(_BIND) or address)
+    bind = os.environ.get(_BIND) or address
+    of_one_machine = {"coordinator_bind_address": bind, "initialization_timeout": JOINING}
+    _join(address, int(num), int(index), **of_one_machine)
     if jax.config.jax_cpu_collectives_implementation == "gloo":
         xla_bridge.register_backend_factory(
             "cpu", functools.partial(_cpu_client, host), fail_quietly=False
