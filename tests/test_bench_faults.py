@@ -17,10 +17,10 @@ SECONDS = 600
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_two_faults(tmp_path):
-    command = "experiments.bench.faults --repeat 1 --only sigterm sigkill --steps 600"
+def test_a_fault(tmp_path):
+    command = "experiments.bench.faults --repeat 1 --only sigkill --steps 300"
     done = subprocess.run(
-        [sys.executable, "-m", *command.split(), "--checkpoint_every", "150"],
+        [sys.executable, "-m", *command.split(), "--checkpoint_every", "50"],
         cwd=Path(__file__).parents[1],
         env={name: v for name, v in os.environ.items() if not name.startswith("JAX_")},
         capture_output=True,
@@ -30,7 +30,7 @@ def test_two_faults(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     last = json.loads(done.stdout.splitlines()[-1])
     assert {name: last[name] for name in ("tried", "hangs", "wrong", "lost")} == {
-        **{"tried": 2, "hangs": 0, "wrong": 0, "lost": 0}
+        **{"tried": 1, "hangs": 0, "wrong": 0, "lost": 0}
     }
 
 

@@ -96,10 +96,25 @@ def test_generations_shrink_and_grow():
         assert launch.wait(SECONDS) == 0
 
 
-def test_the_last_process_is_not_replaced():
+ONE_FAILS = """
+import os, sys, time
+time.sleep(300 * (os.environ["JAX_PROCESS_ID"] != "0"))
+sys.exit(3)
+"""
+
+
+def test_one_that_fails_alone_is_lost():
+    with elastic(2, sys.executable, "-c", ONE_FAILS) as launch:
+        assert launch.wait(SECONDS) == 3
+        output = launch.stdout.read()
+        assert "goes on with 1 process from the last checkpoint" in output
+        assert output.count("process 0 ended with status 3") == 2
+
+
+def test_what_fails_everywhere_is_not_tried_again():
     with elastic(2, sys.executable, "-c", "raise SystemExit(3)") as launch:
         assert launch.wait(SECONDS) == 3
-        assert "0 left, fewer than --min-processes 1" in launch.stdout.read()
+        assert "goes on" not in launch.stdout.read()
 
 
 @linux
@@ -135,7 +150,7 @@ def test_wrong_options_are_refused(options, message):
 @pytest.mark.slow
 def test_a_run_goes_on_with_three_and_with_four_again(tmp_path):
     """4 -> 3 by SIGKILL -> 4 by joining, in one run of real processes."""
-    every, steps = 20, 300
+    every, steps = 20, 200
     command = [sys.executable, "-m", "experiments.train", "--config", "digits_mgrawa"]
     command += ["--workers", "0", "--base_workers", "4", "--steps", str(steps), "--no-progress"]
     command += ["--checkpoint_every", str(every), "--eval_every", "0", "--log_every", "1"]

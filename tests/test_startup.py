@@ -105,7 +105,7 @@ def test_line_where_devices_tell_their_peak(monkeypatch):
             raise jax.errors.JaxRuntimeError("UNIMPLEMENTED")
 
     startup = Startup(tiny_run())
-    monkeypatch.setattr(jax.sharding.Mesh, "local_devices", [Device(1_234_567), Device(9_999_000)])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(1_234_567), Device(9_999_000)])
     line = startup._line([Program()])
     assert line.endswith("B a device; peak 10 MB a device; compiled 0 programs in 0.0 s")
 
@@ -121,9 +121,9 @@ def test_nothing_stays_of_a_start_that_fails(tmp_path):
 def test_words_on_a_terminal(capsys, monkeypatch):
     """They are a line of their own above the bar, and are not taken for markup."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    words = "state [bold]9 MB[/bold] a device; " + "longer than the terminal is wide"
+    words = "state [bold]9 MB[/bold] a device; " + "longer than the terminal is wide, " * 3
     with progress("mgrawa", 0, 10, visible=True) as show:
         show(words)
     out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)

@@ -64,7 +64,8 @@ def generations(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Runs the command in as many processes as there are, from one change of their number on.
 
     Each generation has new processes, which go on from the last checkpoint: fewer after some were
-    lost, more after `JOIN`. A command that refuses its arguments (status 2) is not run again.
+    lost, more after `JOIN`. A command that refuses its arguments (status 2), or fails in all
+    processes alike, is not run again.
 
     Returns:
         The status to end with.
@@ -76,7 +77,7 @@ def generations(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         launcher.say(f"kill -{JOIN.name[3:]} {os.getpid()} adds a process")
         while True:
             status = launcher.run(environments(arguments, num))
-            done = not (status or launcher.joining)
+            done = not (launcher.lost or launcher.joining)
             if done or launcher.stopped or status == _REFUSED:
                 return status
             num += launcher.joining - launcher.lost

@@ -38,7 +38,8 @@ class Launcher:
 
     Attributes:
         stopped: the signal that ended the run, if one did.
-        lost: how many processes were lost in the last run, where it is elastic.
+        lost: how many processes were lost in the last run; 0 if all failed by themselves, which is
+            the command's fault.
         joining: how many are to join after it.
     """
 
@@ -77,7 +78,7 @@ class Launcher:
             0 if all ended with 0; otherwise that of the first that failed, 128 plus the signal
             where one killed it; 128 plus the signal that stopped the launcher.
         """
-        self.lost = self.joining = 0
+        self.joining = 0
         for i, environment in enumerate(environments):
             self._start(i, environment)
         status = self._wait()
@@ -116,7 +117,7 @@ class Launcher:
         self._events.put((index, status))
 
     def _wait(self) -> int:
-        self._failed, self._killed = 0, False
+        self._failed, self._killed, self._struck = 0, False, []
         self._allowed, self._deadline = 0.0, None
         while self._running:
             try:
@@ -130,6 +131,9 @@ class Launcher:
                 self._signalled(event)
             else:
                 self._ended(*event)
+        self.lost = self._struck.count(signal.SIGKILL)
+        if self._failed and not self.joining and (self._killed or self._struck):
+            self.lost = max(self.lost, 1)  # the one that failed first
         return 128 + self.stopped if self._failed and self.stopped else self._failed
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -151,8 +155,8 @@ class Launcher:
         del self._running[index]
         if not status:
             return
-        if not self._killed and (status == -signal.SIGKILL or not (self._failed or self.joining)):
-            self.lost += 1
+        if status < 0 and not self._killed:
+            self._struck.append(-status)
         if not self._failed:
             self._failed = 128 - status if status < 0 else status
             self.say(f"process {index} {_how(status)}")

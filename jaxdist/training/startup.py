@@ -79,7 +79,7 @@ class Startup:
         ]
         if (temporary := _temporary(programs)) is not None:
             parts.append(f"step program {_size(temporary)} temporary")
-        told = [device.memory_stats() for device in workers.mesh.local_devices]
+        told = [device.memory_stats() for device in jax.local_devices()]
         if peaks := [stats["peak_bytes_in_use"] for stats in told if stats]:
             parts.append(f"peak {_size(max(peaks))} a device")
         compiled = f"compiled {len(self._seconds)} programs in {sum(self._seconds):.1f} s"
