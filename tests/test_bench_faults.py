@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import FAST
 
 from experiments.bench import fault_trials
 from experiments.bench.fault_cases import CASES, Trial
@@ -18,11 +19,12 @@ SECONDS = 600
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_fault(tmp_path):
-    command = "experiments.bench.faults --repeat 1 --only sigkill --steps 300"
+    command = "experiments.bench.faults --repeat 1 --only sigterm --steps 300"
     done = subprocess.run(
         [sys.executable, "-m", *command.split(), "--checkpoint_every", "50"],
         cwd=Path(__file__).parents[1],
-        env={name: v for name, v in os.environ.items() if not name.startswith("JAX_")},
+        env={name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
+        | {"XLA_FLAGS": FAST},
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -156,7 +156,10 @@ def test_al_dsgd_graphs_of_the_configs_are_connected(name):
         for name in DIGITS
     ],
 )
-def test_digits_config_trains(name, tmp_path, capsys):
+def test_digits_config_trains(name, tmp_path, capsys, request):
+    drawn = name == "digits_mgrawa"
+    if not drawn:
+        request.getfixturevalue("without_plots")
     train.main(["--config", name, "--workdir", str(tmp_path), "--steps", "3", "--no-progress"])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 3
@@ -169,7 +172,7 @@ def test_digits_config_trains(name, tmp_path, capsys):
     assert f"{summary['test_accuracy']:.4f}" in said
     assert f"{summary['bytes_sent_per_worker']:,}" in said
     assert str(tmp_path / "plots") in said
-    assert list((tmp_path / "plots").glob("*.png"))
+    assert any((tmp_path / "plots").glob("*.png")) == drawn
 
 
 def test_overrides_reach_the_rule_and_the_run(trained, capsys, tmp_path):

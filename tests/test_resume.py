@@ -19,6 +19,8 @@ from tiny_runs import norm_net, saved, tiny_run
 from jaxdist.data import make_augment
 from jaxdist.training import train
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 TIMES = ("seconds", "steps_per_second")
 
 
