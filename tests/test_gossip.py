@@ -36,6 +36,7 @@ IN_ALL_LAYOUTS = (
     "choco",
     "choco, neighbour",
 )
+IN_SLOW_LAYOUTS = ("dpsgd, cta", "sgp, int8", "al_dsgd, released", "choco, neighbour")
 SEEDS = {2: 0, 3: 0, 4: 2, 5: 0, 8: 0, 16: 2}  # of the graphs, such that int8 has no close calls
 PULLS = {"leader_pull": 0.1, "degree_pull": 0.05}
 WEIGHTS = {"leader_weight": 0.3, "degree_weight": 0.1}
@@ -235,6 +236,8 @@ def layout_of(num, name):
 
 
 def names(num, layout):
+    if (num, layout) in SLOW:
+        return IN_SLOW_LAYOUTS
     return tuple(cases(num)) if layout == "own vmap" and num < 16 else IN_ALL_LAYOUTS
 
 
