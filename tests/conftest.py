@@ -1,4 +1,18 @@
-"""Eight CPU devices for every test, and no implicit broadcasting across ranks."""
+"""Eight CPU devices for every test, no implicit broadcasting across ranks, and quick compiling.
+
+Compiling is most of what the tests spend time on. So XLA's back end does not optimize unless
+XLA_FLAGS says otherwise (`XLA_FLAGS= pytest` tests what users run), also not in the processes
+that tests start; and all of pytest's own share what they have compiled.
+"""
+
+import os
+import tempfile
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this one is removed when pytest ends
+    compiled = tempfile.TemporaryDirectory(prefix="jaxdist-compiled-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 
 import jax
 import pytest

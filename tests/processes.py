@@ -8,9 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-FAST = "--xla_backend_optimization_level=0"
-"""A flag of XLA's with which small programs compile in less time."""
-
 SECONDS = 150
 """How long the processes may take before they are killed."""
 
@@ -32,7 +29,6 @@ def started(num: int, code: str, *args: object) -> Iterator[list[subprocess.Pope
         **{name: v for name, v in os.environ.items() if not name.startswith("JAX_")},
         "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": FAST,
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(num),
     }

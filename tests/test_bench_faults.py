@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import FAST
 
 from experiments.bench import fault_trials
 from experiments.bench.fault_cases import CASES, Trial
@@ -23,8 +22,7 @@ def test_a_fault(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", *command.split(), "--checkpoint_every", "50"],
         cwd=Path(__file__).parents[1],
-        env={name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
-        | {"XLA_FLAGS": FAST},
+        env={name: v for name, v in os.environ.items() if not name.startswith("JAX_")},
         capture_output=True,
         text=True,
         timeout=SECONDS,

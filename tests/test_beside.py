@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from processes import run_processes
-from test_resume import compiled_once, equal, told  # noqa: F401
+from test_resume import equal, told
 from tiny_runs import saved
 from ways import advanced, close, linear_run
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from processes import run_processes, started
-from test_resume import compiled_once, equal, told  # noqa: F401
+from test_resume import equal, told
 from test_rules import flat, problem
 from tiny_runs import few_digits, norm_net, saved
 from ways import advanced, close, linear_run

@@ -16,14 +16,12 @@ from pathlib import Path
 
 import pytest
 from processes import SECONDS, run_processes
-from test_resume import compiled_once, equal, flip_a_bit, full_run, snapshot, told, truncate
+from test_resume import equal, flip_a_bit, full_run, snapshot, told, truncate
 from tiny_runs import saved
 
 from jaxdist.training import SaveError, loop, metrics, train
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.saving import reason
-
-__all__ = ["compiled_once"]  # a fixture
 
 # of coroutines that failed saves leave to the interpreter's end, where no filter of a test holds
 atexit.register(warnings.simplefilter, "ignore", RuntimeWarning)
@@ -249,6 +247,7 @@ def test_a_full_disk_is_one_line_on_the_console(tmp_path):
     run = lambda name, disk: subprocess.run(
         [sys.executable, "-c", TRAIN, tmp_path / name, disk],
         cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},  # that has no room either
         capture_output=True,
         text=True,
         timeout=SECONDS,

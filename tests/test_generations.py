@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import FAST
 from test_launch import LAUNCH, ROOT, environment
 
 from experiments.bench.fault_trials import children
@@ -36,7 +35,7 @@ def elastic(num, *command, options=()):
     launch = subprocess.Popen(
         [*LAUNCH, "--elastic", "--processes", str(num), *options, "--", *command],
         cwd=ROOT,
-        env=environment(JAX_PLATFORMS="cpu", XLA_FLAGS=FAST),
+        env=environment(JAX_PLATFORMS="cpu", XLA_FLAGS=os.environ["XLA_FLAGS"]),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

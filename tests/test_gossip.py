@@ -40,7 +40,6 @@ IN_SLOW_LAYOUTS = ("dpsgd, cta", "sgp, int8", "al_dsgd, released", "choco, neigh
 SEEDS = {2: 0, 3: 0, 4: 2, 5: 0, 8: 0, 16: 2}  # of the graphs, such that int8 has no close calls
 PULLS = {"leader_pull": 0.1, "degree_pull": 0.05}
 WEIGHTS = {"leader_weight": 0.3, "degree_weight": 0.1}
-FAST = {"xla_backend_optimization_level": 0}  # to compile; that is what takes the time here
 ZERO = dict.fromkeys(PULLS | WEIGHTS, 0.0)
 
 
@@ -267,7 +266,7 @@ def trajectories(num, layout):
     put = lambda tree: lay.put(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree))
     xs = {name: put(x0) for name in txs}
     states = lay.put({name: jax.vmap(tx.init)(xs[name]) for name, tx in txs.items()})
-    c, step = put(curvature), jax.jit(lay.spmd(one), compiler_options=FAST)
+    c, step = put(curvature), jax.jit(lay.spmd(one))
     for t in range(STEPS):
         target = put(jax.tree.map(operator.itemgetter(t), targets))
         # placed as at the first step, or the second would be compiled again

@@ -50,10 +50,11 @@ def launched(mark, workdir):
     """A launcher of two processes that train; nothing with its mark is left at the end."""
     command = [sys.executable, "-m", "experiments.train", *TRAIN, workdir]
     options = ["--processes", "2", "--restarts", "1"]
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": os.environ["XLA_FLAGS"]}
     launcher = subprocess.Popen(
         [*LAUNCH, *options, "--", *command],
         cwd=ROOT,
-        env=environment(JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), **{MARK: mark}),
+        env=environment(**variables, PYTHONPATH=str(ROOT), **{MARK: mark}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_resume import compiled_once, equal, told  # noqa: F401
+from test_resume import equal, told
 from tiny_runs import saved, tiny_run
 from ways import advanced, close, linear_run
 

@@ -1,7 +1,6 @@
 """The training step, evaluation, and what a run writes down."""
 
 import dataclasses
-import importlib.util
 import json
 import logging
 
@@ -407,20 +406,6 @@ def test_metrics_writer_names_a_line_that_is_no_json(tmp_path):
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is no JSON object: 'nonsense'"):
         MetricsWriter(file)
     assert "nonsense" in file.read_text()
-
-
-def test_tensorboard(tmp_path):
-    if importlib.util.find_spec("tensorboardX") is None:
-        with pytest.raises(ValueError, match="tensorboard=True needs tensorboardX: pip install"):
-            tiny_run(tensorboard=True)
-        return
-    events = tmp_path / "events"
-    writer = MetricsWriter(tmp_path / "metrics.jsonl", tensorboard=events)
-    writer.write({"step": 1, "loss": np.array([1.0, 2.0]), "rate": None, "x": 3, "bad": []})
-    writer.close()
-    written = b"".join(path.read_bytes() for path in events.iterdir())
-    assert b"loss/1" in written
-    assert b"rate" not in written
 
 
 LINE = {"step": 5, "loss": [1.0, 3.0], "consensus_distance": 0.25, "steps_per_second": None}

@@ -14,6 +14,7 @@ import numpy as np
 from jaxdist import stacked
 from jaxdist.traffic import Traffic
 from jaxdist.training import multihost, record
+from jaxdist.training.events import EventsWriter
 from jaxdist.training.feed import Progress
 from jaxdist.training.metrics import MetricsWriter
 from jaxdist.training.progress import Show
@@ -67,11 +68,13 @@ class Journal:
         told: Mapping[str, float],
     ):
         self._run, self._traffic, self._show = run, traffic, show
-        self._writer = None
+        self._writers, before = [], 0.0
         if multihost.is_main():
-            events = workdir / record.TENSORBOARD if run.tensorboard else None
-            self._writer = MetricsWriter(workdir / record.METRICS, step, events)
-        before = self._writer.last.get("seconds", 0.0) if self._writer else 0.0
+            lines = MetricsWriter(workdir / record.METRICS, step)
+            before = lines.last.get("seconds", 0.0)
+            self._writers.append(lines)
+            if run.tensorboard:
+                self._writers.append(EventsWriter(workdir / record.TENSORBOARD, step))
         self._began = time.monotonic() - before
         self._mark: tuple[int, float] | None = None  # where the rate is counted from
         self._previous = self._pending = None
@@ -142,13 +145,16 @@ class Journal:
 
     def evaluation(self, done: int, found: dict[str, Any]) -> None:
         """Writes the line of an evaluation."""
-        if self._writer:
-            self._writer.write(self._head(done) | found)
+        self._write(self._head(done) | found)
 
     def close(self) -> None:
-        """Closes the file."""
-        if self._writer:
-            self._writer.close()
+        """Closes the files."""
+        for writer in self._writers:
+            writer.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        for writer in self._writers:
+            writer.write(line)
 
     def _head(self, done: int) -> dict[str, Any]:
         totals = self.totals(done)
@@ -164,7 +170,7 @@ class Journal:
         if self._pending is None:
             return
         (done, observed), self._pending = self._pending, None
-        if not self._writer:
+        if not self._writers:
             return
         found = {name: np.asarray(value) for name, value in observed.items()}
         bad = np.flatnonzero(found.pop("nonfinite_workers")).tolist()
@@ -174,7 +180,7 @@ class Journal:
             **found,
             "nonfinite_workers": bad,
         }
-        self._writer.write(line)
+        self._write(line)
         self._show(line)
         for worker in sorted(set(bad) - self._reported):
             log.warning("worker %d: its loss is not finite (noticed at step %d)", worker, done)

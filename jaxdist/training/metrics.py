@@ -35,7 +35,6 @@ class MetricsWriter:
     Args:
         path: the file; lines of steps after `step` are dropped.
         step: the number of steps that are done.
-        tensorboard: a directory for TensorBoard events as well, or None.
 
     Raises:
         ValueError: if a line of the file, other than a torn last one, is no JSON object.
@@ -44,17 +43,12 @@ class MetricsWriter:
         last: the last line in the file, empty if there is none.
     """
 
-    def __init__(self, path: Path, step: int = 0, tensorboard: Path | None = None):
+    def __init__(self, path: Path, step: int = 0):
         kept = [line for line in read(path) if line["step"] <= step]
         write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self.last: Line = kept[-1] if kept else {}
         self._path = path
         self._file = path.open("ab", buffering=0)  # what is not written is not kept for later
-        self._events = None
-        if tensorboard is not None:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(tensorboard), purge_step=step + 1)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends one line, which has a key "step", and hands it to the operating system.
@@ -64,14 +58,9 @@ class MetricsWriter:
         """
         self.last = {key: plain(value) for key, value in line.items()}
         self._append(f"{json.dumps(self.last, allow_nan=False)}\n".encode())
-        if self._events is not None:
-            for name, value in line.items():
-                self._event(name, np.asarray(value, np.float64), line["step"])
 
     def close(self) -> None:
         self._file.close()
-        if self._events is not None:
-            self._events.close()
 
     def _append(self, data: bytes) -> None:
         whole = self._file.seek(0, os.SEEK_END)
@@ -82,12 +71,6 @@ class MetricsWriter:
             with contextlib.suppress(OSError):
                 self._file.truncate(whole)
             raise naming(self._path, error) from None
-
-    def _event(self, name: str, value: np.ndarray, step: int) -> None:
-        """Each finite number in `value` as a curve of its own."""
-        for index in np.argwhere(np.isfinite(value)):
-            tag = "/".join([name, *map(str, index)])
-            self._events.add_scalar(tag, value[tuple(index)], step)
 
 
 def plain(value: Any) -> Any:
