@@ -2,17 +2,12 @@
 
 Compiling is most of what the tests spend time on. So XLA's back end does not optimize unless
 XLA_FLAGS says otherwise (`XLA_FLAGS= pytest` tests what users run), also not in the processes
-that tests start; and all of pytest's own share what they have compiled.
+that tests start, and what one of pytest's processes has compiled it keeps.
 """
 
 import os
-import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this one is removed when pytest ends
-    compiled = tempfile.TemporaryDirectory(prefix="jaxdist-compiled-", ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 
 import jax
 import pytest
@@ -21,6 +16,18 @@ from jaxdist.training import plots
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory):
+    """A cache for this process and those it starts; JAX's is not safe for several at a time."""
+    options = {
+        "compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "persistent_cache_min_compile_time_secs": 0,
+    }
+    for name, value in options.items():
+        jax.config.update(f"jax_{name}", value)
+        os.environ[f"JAX_{name.upper()}"] = str(value)
 
 
 @pytest.fixture

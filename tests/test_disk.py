@@ -233,8 +233,10 @@ def test_a_disk_that_is_full_for_one_of_two_processes_ends_both(victim, tmp_path
 
 TRAIN = """
 import resource, sys
+import jax
 from experiments.train import main
 if sys.argv[2] == "full":
+    jax.config.update("jax_enable_compilation_cache", False)  # which has no room either
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 main(["--config", "digits_mgrawa", "--workers", "2", "--steps", "30", "--checkpoint_every", "10",
       "--no-progress", "--workdir", sys.argv[1]])
@@ -247,7 +249,6 @@ def test_a_full_disk_is_one_line_on_the_console(tmp_path):
     run = lambda name, disk: subprocess.run(
         [sys.executable, "-c", TRAIN, tmp_path / name, disk],
         cwd=Path(__file__).parents[1],
-        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},  # that has no room either
         capture_output=True,
         text=True,
         timeout=SECONDS,
