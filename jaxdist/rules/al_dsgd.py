@@ -218,7 +218,9 @@ def _ahead(score, worker, best, holder, me):
 
 
 def _pulled(x, at, met, to_leader, to_hub):
-    """Returns x - to_leader (at - best) - to_hub (at - busiest)."""
+    """Returns x - to_leader (at - best) - to_hub (at - busiest); x itself where both are 0."""
+    if not any(map(base.may_be_positive, (to_leader, to_hub))):
+        return x
 
     def one(x, at, best, busiest):
         at, new = at.astype(best.dtype), x.astype(best.dtype)
