@@ -1,5 +1,6 @@
 """What ends a run early, and workers that are no longer finite."""
 
+import json
 import os
 import signal
 import time
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import SECONDS, started
+from processes import SECONDS, run_processes, started
 from test_resume import equal, full_run, told
 from tiny_runs import saved, tiny_run
 from ways import advanced
@@ -146,6 +147,10 @@ def test_sigterm_at_one_process_stops_both_at_one_step(victim, tmp_path):
     assert [child.returncode for child in children] == [0, 0], outputs
     (step,) = steps
     assert {folder.name for folder in (tmp_path / "checkpoints").iterdir()} == {step}
+    more = TRAIN.replace(str(STEPS), str(int(step) + 5))
+    for status, output in run_processes(2, more, tmp_path):
+        assert status == 0, output
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == int(step) + 5
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ from test_rules import cases as central_cases
 from jaxdist import Workers, rules, topology
 
 SETUPS = [(num, layout) for layout, num in NUM_WORKERS.items()]
-SETUPS += [(16, "own vmap")]
+SETUPS += [(16, "own vmap"), (16, "8 devices x 2")]
 SETUPS += [(num, layout) for num in (2, 3, 5) for layout in ("own vmap", f"{num} devices x 1")]
-SLOW = [(8, "(4 x fsdp 2) x 2")]
+SLOW = [(16, "8 devices x 2"), (8, "(4 x fsdp 2) x 2")]
 # Every way to communicate; the other cases differ in what they do with what has arrived, which is
 # the same in all layouts, and are left out where compiling them takes longest.
 IN_ALL_LAYOUTS = (

@@ -67,7 +67,7 @@ def test_listening_is_seen():
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("address", ["::1"])
+@pytest.mark.parametrize("address", ["localhost", "::1"])
 def test_launched_processes_listen_on_loopback_only(address):
     """The launcher, JAX's coordinator and the collectives of gloo."""
     if ":" in address and not Path("/proc/net/if_inet6").exists():
