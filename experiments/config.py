@@ -19,6 +19,7 @@ from jaxdist.data import Sampler, make_augment, with_flipped_labels, with_label_
 from jaxdist.losses import cross_entropy
 from jaxdist.names import lookup
 from jaxdist.training import Run
+from jaxdist.training.run import check_microbatches
 from jaxdist.workers import Workers
 
 
@@ -73,9 +74,13 @@ class Config:
     batch size, learning rate and length are meant for. 0: it goes on with its own number only."""
     rescale: Literal["batch", "rate"] = "batch"
     """What an elastic run changes with its number of workers: the batch size, times base_workers /
-    workers, or the learning rate, times workers / base_workers."""
+    workers (rounded, to a multiple of microbatches), or the learning rate, times workers /
+    base_workers."""
     batch_size: int = 32
     """Examples per worker and step."""
+    microbatches: int = 1
+    """Equal parts of a worker's batch whose gradients are computed one after the other and averaged
+    before the optimizer, for less memory."""
     learning_rate: float = 0.1
     """Peak of the schedule."""
     epochs: float = 10.0
@@ -115,9 +120,11 @@ class Config:
     """Write TensorBoard events besides the JSON lines."""
 
     def __post_init__(self):
-        for name, low in {"workers": 0, "base_workers": 0, "batch_size": 1}.items():
+        least = {"workers": 0, "base_workers": 0, "batch_size": 1, "microbatches": 1}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from {low}")
+        check_microbatches(self.batch_size, self.microbatches)
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps}: allowed are integers from 1, or None")
         for name in ("epochs", "learning_rate"):
@@ -140,7 +147,8 @@ class Config:
         scale = self.workers / self.base_workers if self.base_workers else 1.0
         if self.rescale == "rate":
             return self.batch_size, self.learning_rate * scale
-        return max(1, round(self.batch_size / scale)), self.learning_rate
+        part = self.batch_size // self.microbatches
+        return self.microbatches * max(1, round(part / scale)), self.learning_rate
 
     def plain(self) -> dict[str, Any]:
         """The whole configuration as plain JSON types; `from_plain` reads it back."""
@@ -219,6 +227,7 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         rule=rule,
         shards=shards,
         batch_size=batch_size,
+        microbatches=config.microbatches,
         steps=steps,
         seed=config.seed,
         probe_period=options["period"] if options.get("norm_source") == "probe" else None,

@@ -14,7 +14,7 @@ from jaxdist.training.state import TrainState
 from jaxdist.workers import unroll
 
 CHUNK = 256
-"""Test examples that a worker evaluates at a time, or a training batch if that is more."""
+"""Test examples that a worker evaluates at a time, or a training microbatch if that is more."""
 
 REESTIMATE_STEPS = 100
 """Training batches of each worker, at most one epoch, that BatchNorm is re-estimated from."""
@@ -131,7 +131,8 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
 def _chunks(run: Run) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The test set in chunks (x, y, real) of one size that W divides; the last one is padded."""
     source, num = run.dataset.test, run.workers.num
-    size = num * -(-min(len(source), max(CHUNK, run.batch_size)) // num)
+    most = max(CHUNK, run.batch_size // run.microbatches)
+    size = num * -(-min(len(source), most) // num)
     for start in range(0, len(source), size):
         index = np.arange(start, start + size)
         real = index < len(source)

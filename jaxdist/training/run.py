@@ -34,6 +34,11 @@ class Run:
         shards: for each worker the indices of its training examples.
         batch_size: examples per worker and step.
         steps: length of the run.
+        microbatches: N, the equal parts of a worker's batch whose gradients are computed one after
+            the other and averaged before the optimizer, for less memory. What goes by the step is
+            as with 1. BatchNorm normalises each part by itself, and its running statistics move N
+            times; `gradient` makes an oracle of each part's loss, so that SAM climbs in each part
+            and LPF-SGD draws N times as many samples.
         seed: decides the initial parameters, the batches and the augmentation.
         probe_period: the rule gets a probe gradient on the steps with
             `(step + 1) % probe_period == 0`; None where it needs none.
@@ -80,6 +85,7 @@ class Run:
     shards: list[np.ndarray]
     batch_size: int
     steps: int
+    microbatches: int = 1
     seed: int = 0
     probe_period: int | None = None
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
@@ -105,9 +111,11 @@ class Run:
 
     def __post_init__(self):
         least = {"batch_size": 1, "steps": 1, "log_every": 1, "eval_every": 0, "round_steps": 1}
-        for name, low in (least | {"checkpoint_every": 0, "revive_every": 0, "seed": 0}).items():
+        least |= {"checkpoint_every": 0, "revive_every": 0, "seed": 0, "microbatches": 1}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from {low}")
+        check_microbatches(self.batch_size, self.microbatches)
         if self.probe_period is not None and self.probe_period < 1:
             raise ValueError(f"probe_period={self.probe_period}: allowed are integers from 1, None")
         for name, allowed in {"local": LOCAL, "batch_norm": BATCH_NORM}.items():
@@ -193,3 +201,12 @@ class Run:
         """How a batch `[W, B, ...]` lies on the devices."""
         rows = jax.ShapeDtypeStruct((self.workers.num, self.batch_size), np.int32)
         return self.workers.shardings(rows)
+
+
+def check_microbatches(batch_size: int, microbatches: int) -> None:
+    """Raises a ValueError unless the batch can be divided into so many equal parts."""
+    if batch_size % microbatches:
+        raise ValueError(
+            f"batch_size={batch_size} with microbatches={microbatches}: a worker's batch must "
+            f"divide into so many equal parts"
+        )

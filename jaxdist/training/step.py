@@ -4,13 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxdist import collectives, rules
 from jaxdist.data import normalize
 from jaxdist.rules.base import PARTS
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState
+from jaxdist.trees import vary, wide
 from jaxdist.workers import unroll
 
 Batch = tuple[jax.Array, jax.Array]
@@ -88,20 +91,25 @@ def _gradient(run: Run) -> Callable:
         augment_key, model_key = jax.random.split(rng)
         if run.augment is not None:
             x = run.augment(x, augment_key)
-        x = normalize(x, run.dataset.mean, run.dataset.std)
 
-        def objective(params, batch, key):
-            logits, new_state = run.model.apply(params, model_state, batch[0], True, key)
-            return run.loss(logits, batch[1]), new_state
+        def of_part(model_state, x, y, keys):
+            model_key, noise = keys
+            x = normalize(x, run.dataset.mean, run.dataset.std)
 
-        if run.gradient is None:
-            found = jax.value_and_grad(objective, has_aux=True)(params, (x, y), model_key)
-        else:
-            oracle = run.gradient(objective, has_aux=True)
-            shared = noise if run.shared_noise else None
-            found = oracle(params, (x, y), key=model_key, step=step, noise_key=shared)
-        (loss, new_state), grads = found
-        return loss, new_state, grads
+            def objective(params, batch, key):
+                logits, new_state = run.model.apply(params, model_state, batch[0], True, key)
+                return run.loss(logits, batch[1]), new_state
+
+            if run.gradient is None:
+                found = jax.value_and_grad(objective, has_aux=True)(params, (x, y), model_key)
+            else:
+                oracle = run.gradient(objective, has_aux=True)
+                shared = noise if run.shared_noise else None
+                found = oracle(params, (x, y), key=model_key, step=step, noise_key=shared)
+            (loss, new_state), grads = found
+            return loss, new_state, grads
+
+        return _accumulate(run.microbatches, of_part, params, model_state, x, y, (model_key, noise))
 
     return unroll(gradient) if run.local == "unroll" else gradient
 
@@ -113,11 +121,52 @@ def make_probe_gradient(run: Run) -> Callable:
     """
 
     def gradient(params, model_state, x, y, rng):
-        def objective(params):
-            inputs = normalize(x, run.dataset.mean, run.dataset.std)
-            logits, _ = run.model.apply(params, model_state, inputs, True, rng)
-            return y.size * run.loss(logits, y)
+        size = y.size
 
-        return jax.grad(objective)(params)
+        def of_part(model_state, x, y, key):
+            def objective(params):
+                inputs = normalize(x, run.dataset.mean, run.dataset.std)
+                logits, _ = run.model.apply(params, model_state, inputs, True, key)
+                return size * run.loss(logits, y)
+
+            return (), model_state, jax.grad(objective)(params)
+
+        return _accumulate(run.microbatches, of_part, params, model_state, x, y, rng)[-1]
 
     return unroll(gradient) if run.local == "unroll" else gradient
+
+
+def _accumulate(
+    num: int, of_part: Callable, params: Any, model_state: Any, x: Any, y: Any, keys: Any
+) -> tuple[Any, Any, Any]:
+    """The mean loss and gradient of `num` equal parts of a batch, one part in memory at a time.
+
+    Sums are in float32 or wider. The parts are every `num`-th example, so that a batch that is
+    split over devices need not move.
+
+    Args:
+        num: of parts; with one, that is `of_part` of the whole.
+        of_part: `of_part(model_state, x, y, keys) -> (loss, model_state, gradient)`.
+        params: which the gradients are like.
+        model_state: that the first part starts from, and each other from the one before it.
+        x: inputs `[B, ...]`.
+        y: labels `[B, ...]`.
+        keys: of the batch; each part has its own.
+    """
+    if num == 1:
+        return of_part(model_state, x, y, keys)
+    like = params, model_state, x, y, keys
+    parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), (x, y))
+
+    def add(carry, part):
+        (model_state, total), (i, part) = carry, part
+        own = jax.tree.map(lambda key: jax.random.fold_in(key, i), keys)
+        loss, model_state, grads = of_part(model_state, *part, own)
+        return vary((model_state, jax.tree.map(jnp.add, total, wide(grads))), like), loss
+
+    zeros = wide(jax.tree.map(jnp.zeros_like, params))
+    start = vary((model_state, zeros), like)
+    (model_state, total), losses = lax.scan(add, start, (jnp.arange(num), parts))
+    mean = lambda s, like: (s / num).astype(like.dtype)
+    loss = jax.tree.map(lambda each: mean(wide(each).sum(0), each), losses)
+    return loss, model_state, jax.tree.map(mean, total, params)
