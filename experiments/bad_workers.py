@@ -16,6 +16,7 @@ import numpy as np
 from experiments import cli, configs
 from experiments.components import read_component
 from experiments.config import build
+from jaxdist import files
 from jaxdist.training import metrics, train
 
 CONFIG = "digits_local_sgd"
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     print(f"{attack:22} {name:30} {seed} {accuracy:.4f}", flush=True)
                     found.setdefault(attack, {}).setdefault(name, []).append(accuracy)
         metrics.write_json(args.workdir / "bad_workers.json", found)
-        (args.workdir / "bad_workers.md").write_text(text := table(found))
+        files.write_atomically(args.workdir / "bad_workers.md", text := table(found))
         print(f"\n{text}")
 
 

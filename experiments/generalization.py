@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 from experiments import cli
-from jaxdist import sharpness
+from jaxdist import files, sharpness
 from jaxdist.checks import check_integer
 from jaxdist.data import Source, normalize
 from jaxdist.losses import cross_entropy
@@ -149,7 +149,7 @@ def resume(path: Path, study: Line, data: Data, seeds: Sequence[int]) -> list[Li
             kept = {key: line.get(key) for key in study}
             raise ValueError(f"{path} has models of {kept}; these are of {study}: take another")
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    metrics.write_atomically(path, text)  # without a line that was torn off
+    files.write_atomically(path, text)  # without a line that was torn off
     done = {name_of(line): line for line in lines}
     wanted = [
         dict(zip(GRID, values, strict=True)) | {"seed": seed}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import generalization as models
 from experiments.generalization import Line
+from jaxdist import files
 from jaxdist.analysis import granulated_kendall, kendall
 from jaxdist.training import metrics
 
@@ -31,7 +32,7 @@ def write(folder: Path, study: Line, lines: Sequence[Line]) -> str:
     found = {"study": study, **counts(lines), "scores": scores(means)}
     found["hyper_parameters"] = {name: kendall(means[name], means["gap"]) for name in models.GRID}
     metrics.write_json(folder / "generalization.json", found)
-    (folder / "generalization.md").write_text(text := table(found))
+    files.write_atomically(folder / "generalization.md", text := table(found))
     plot(means, folder / "generalization.png")
     return f"{text}\n{folder / 'generalization.png'}"
 
@@ -141,4 +142,4 @@ def plot(means: Mapping[str, np.ndarray], path: Path) -> None:
     for axes in panels[len(names) :]:
         axes.remove()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.savefig(path, dpi=120)
+    files.write_figure(path, figure)

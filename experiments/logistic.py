@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from scipy.special import logsumexp, softmax
 
 from experiments import cli
+from jaxdist import files
 from jaxdist.optimizers import lspfb, spfb
 from jaxdist.training import metrics
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, curves in found.items()
     }
     metrics.write_json(args.workdir / "logistic.json", as_json)
-    (args.workdir / "logistic.md").write_text(report)
+    files.write_atomically(args.workdir / "logistic.md", report)
     plot(found, args.workdir / "logistic.png")
     print(f"{report}\n{args.workdir / 'logistic.png'}")
 
@@ -289,7 +290,7 @@ def plot(found: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
             axes.grid(alpha=0.3)
         row[1].set_xscale("log")  # without the start, at 0
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center")
-    figure.savefig(path, dpi=120)
+    files.write_figure(path, figure)
 
 
 if __name__ == "__main__":

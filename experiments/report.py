@@ -18,6 +18,7 @@ from experiments import cli, comparison
 from experiments import report_page as page
 from experiments.report_page import Curve, Markup, tag
 from experiments.sharpness import FILE, FOLDER, runs_in
+from jaxdist import files
 from jaxdist.training import metrics, record
 from jaxdist.training.plots import series
 
@@ -85,15 +86,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.clean_errors(args.traceback):
         if args.out is None and len(args.workdir) > 1:
             raise ValueError("out is None: with several workdirs it must say where the page goes")
-        if (out := args.out or args.workdir[0] / PAGE).is_dir():
-            raise ValueError(f"out={str(out)!r} is a folder: allowed is the name of a file")
+        out = args.out or args.workdir[0] / PAGE
         try:
-            metrics.write_atomically(out, render(read(args.workdir), args.workdir))
+            _check_out(out)
+            files.write_atomically(out, render(read(args.workdir), args.workdir))
         except OSError as error:
             raise ValueError(f"{error.filename}: {error.strerror}") from error
         except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"workdir: a file is not what a run writes: {error!r}") from error
         print(out)
+
+
+def _check_out(out: Path) -> None:
+    """Only a page is replaced by a page."""
+    if (there := files.replaceable(out)).exists():
+        with there.open("rb") as file:
+            if file.read(len(page.DOCTYPE)) != page.DOCTYPE.encode():
+                raise ValueError(f"out={str(out)!r} is there, and no page: it is not replaced")
 
 
 def read(workdirs: Sequence[Path]) -> list[Run]:

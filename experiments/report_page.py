@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+DOCTYPE = "<!DOCTYPE html>"
+"""How a page begins, by which one is told from other files."""
+
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _WIDTH, _HEIGHT = 460, 270
@@ -119,7 +122,7 @@ def document(title: str, *body: Any) -> str:
     page = (
         f'<html lang="en">\n{tag("head", *map(Markup, head))}\n{tag("body", join(body))}\n</html>'
     )
-    return f"<!DOCTYPE html>\n{page}\n".encode("ascii", "xmlcharrefreplace").decode()
+    return f"{DOCTYPE}\n{page}\n".encode("ascii", "xmlcharrefreplace").decode()
 
 
 def details(summary: str, *body: Any) -> Markup:

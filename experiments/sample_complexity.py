@@ -41,6 +41,7 @@ from matplotlib.figure import Figure
 from experiments import cli
 from experiments.components import component, read_component
 from experiments.config import Config, build
+from jaxdist import files
 from jaxdist.analysis import Density, Fit, fit_dim_delta, gaussian_density, nn_error_curve
 from jaxdist.data import Dataset, Source, normalize
 from jaxdist.models import Model
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "fits": {kind: fit._asdict() for kind, fit in fits.items()},
         }
         metrics.write_json(args.workdir / "sample_complexity.json", as_json)
-        (args.workdir / "sample_complexity.md").write_text(report)
+        files.write_atomically(args.workdir / "sample_complexity.md", report)
         plot(errors, densities, fits, args.workdir / "sample_complexity.png")
         print(f"\n{report}\n{args.workdir / 'sample_complexity.png'}")
 
@@ -291,7 +292,7 @@ def plot(
     axes.set(xlabel="training examples", ylabel="test error", xscale="log", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    files.write_figure(path, figure)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxdist import sharpness
+from jaxdist import files, sharpness
 from jaxdist.training import metrics
 
 Told = Mapping[str, Any]
@@ -26,7 +26,7 @@ def write_run(folder: Path, told: Told) -> None:
     names = _measures(points.values())
     rows = [(name, [_with_error(point.get(name)) for point in points.values()]) for name in names]
     notes = f"At step {told['step']}; {_settings(told)} The value +- its standard error."
-    (folder / "sharpness.md").write_text(f"{_table(points, rows)}\n{notes}\n")
+    files.write_atomically(folder / "sharpness.md", f"{_table(points, rows)}\n{notes}\n")
     drawn: dict[str, Any] = {
         name: sharpness.Slice((np.array(point["slice"]["axis"]),), np.array(_numbers(point)))
         for name, point in points.items()
@@ -65,7 +65,7 @@ def write_comparison(folder: Path, found: Mapping[Path, Told]) -> None:
         rows = [(name, [_spread(of.get(name)) for of in rules.values()]) for name in names]
         if rows:
             tables.append(f"{heads[part]}:\n\n{_table(rules, rows)}")
-    (folder / "sharpness.md").write_text("\n".join([*tables, notes, ""]))
+    files.write_atomically(folder / "sharpness.md", "\n".join([*tables, notes, ""]))
     _draw(parts["mean"] or parts["worker"] or parts["center"], folder / "sharpness.png")
 
 
@@ -103,7 +103,7 @@ def _draw(rules: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Non
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     panels[0].invert_yaxis()
-    figure.savefig(path, dpi=120)
+    files.write_figure(path, figure)
 
 
 def _measures(points: Iterable[Told]) -> list[str]:

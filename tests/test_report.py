@@ -1,8 +1,10 @@
 """`python -m experiments.report`: what the page says, and that nothing in it is more than text."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,6 +290,27 @@ def test_wrong_folders_are_named(tmp_path, capsys):
     fails(capsys, "is a folder", str(folder), "--out", str(tmp_path))
     fails(capsys, "No such file", str(folder), "--out", str(tmp_path / "none" / "page.html"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_only_a_page_is_replaced(tmp_path, capsys):
+    """Neither a device nor another file; a link stays, and the page that it leads to is new."""
+    folder, fifo = make(tmp_path / "run"), tmp_path / "fifo"
+    os.mkfifo(fifo)
+    config = (folder / "config.json").read_text()
+    for out, said in (
+        (fifo, "no regular file"),
+        (Path("/dev/null"), "no regular file"),
+        (folder / "config.json", "no page"),
+    ):
+        fails(capsys, said, str(folder), "--out", str(out))
+    assert fifo.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    assert (folder / "config.json").read_text() == config
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    for _ in range(2):
+        written(folder, out=tmp_path / "link.html")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "page.html").is_file()
 
 
 def fails(capsys, said, *argv):

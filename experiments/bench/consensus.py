@@ -13,6 +13,7 @@ each step from a random start, the bounds dotted.
 
 import argparse
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.bench import common
-from jaxdist import rules, stacked, topology
+from jaxdist import files, rules, stacked, topology
 
 TOLERANCE = 0.01
 SMALL = 1e-3  # factors below it are compared as if the bound were it: float32 does not reach 0
@@ -130,7 +131,7 @@ def draw(path: str) -> None:
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
+    files.write_figure(Path(path), figure)
 
 
 def main() -> None:

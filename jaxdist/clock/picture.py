@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxdist.clock.timeline import Timeline
+from jaxdist.files import write_figure
 
 _COLORS = {"compute": "C0", "wait": "C3", "communicate": "C1"}
 
@@ -38,7 +39,7 @@ def plot(timeline: Timeline, path: str | os.PathLike[str] | None = None) -> Any:
     draw(figure.add_subplot(), timeline)
     figure.legend(loc="outside upper center", ncols=len(_COLORS))
     if path is not None:
-        figure.savefig(path, dpi=120)
+        write_figure(path, figure)
     return figure
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdist.files import write_figure
 from jaxdist.sharpness.slices import Barrier, Slice
 
 
@@ -49,7 +50,7 @@ def plot(
     for i, (draw, parts) in enumerate(drawings):
         draw(figure.add_subplot(1, len(drawings), i + 1), parts)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        write_figure(path, figure)
     return figure
 
 

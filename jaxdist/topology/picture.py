@@ -7,6 +7,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
+from jaxdist.files import write_figure
 from jaxdist.topology import mixing
 from jaxdist.topology.core import Topology
 
@@ -54,7 +55,7 @@ def plot(
         figure.colorbar(_matrix(axes, topology), ax=axes, label="weight")
     _decay(figure.add_subplot(grid[:, 2]), topologies)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        write_figure(path, figure)
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdist.training.metrics import naming
+from jaxdist.files import naming
 
 
 class EventsWriter:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdist.files import naming, replaceable, write_atomically
+
 Line = dict[str, Any]
 
 
@@ -37,14 +39,17 @@ class MetricsWriter:
         step: the number of steps that are done.
 
     Raises:
-        ValueError: if a line of the file, other than a torn last one, is no JSON object.
+        ValueError: if a line of the file, other than a torn last one, is no JSON object with a
+            step.
+        OSError: if it cannot be written, or is no regular file.
 
     Attributes:
         last: the last line in the file, empty if there is none.
     """
 
     def __init__(self, path: Path, step: int = 0):
-        kept = [line for line in read(path) if line["step"] <= step]
+        path = replaceable(path)  # who reads from a pipe waits for ever
+        kept = [line for line in read(path) if _step(path, line) <= step]
         write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self.last: Line = kept[-1] if kept else {}
         self._path = path
@@ -73,6 +78,12 @@ class MetricsWriter:
             raise naming(self._path, error) from None
 
 
+def _step(path: Path, line: Line) -> int:
+    if not isinstance(step := line.get("step"), int):
+        raise ValueError(f"{path} has a line without a step: it is not that of a run")
+    return step
+
+
 def plain(value: Any) -> Any:
     """`value` in JSON types; a number that is not finite becomes null.
 
@@ -92,27 +103,3 @@ def plain(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, indented, of which no reader ever sees a part."""
     write_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that it is the old one or the new one at any time.
-
-    Raises:
-        OSError: if it cannot be written, with its name; the old one stays.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # a disk that is full may tell only now
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise naming(path, error) from None
-
-
-def naming(path: Path, error: OSError) -> OSError:
-    """The same error, of the file that was to be written."""
-    return OSError(error.errno, error.strerror, str(path))
