@@ -1,10 +1,12 @@
 """The stacked view: trees whose leaves are `[W, ...]`, one row a worker.
 
 Plain functions of arrays, for use outside the per-worker code: inside `jit`, in evaluation, in a
-notebook. Nothing here communicates by itself; on a mesh XLA adds what is needed.
+notebook. Each is one compiled program, also where it is called as it is; on a mesh XLA adds the
+communication that it needs.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,83 +17,150 @@ from jaxdist.trees import wide
 Tree = Any
 
 
+def _one_program(*static: str) -> Callable[[Callable], Callable]:
+    """Compiles a function as a whole, and lets the next program wait for it on CPU devices.
+
+    There each collective keeps a thread of every device until all have come. Operations that are
+    launched one by one, each a program with collectives, can use up all threads before any of them
+    is complete.
+    """
+
+    def decorate(fn: Callable) -> Callable:
+        compiled = jax.jit(fn, static_argnames=static)
+
+        @functools.wraps(fn)
+        def call(*args, **kwargs):
+            out = compiled(*args, **kwargs)
+            return jax.block_until_ready(out) if _on_host_devices(out) else out
+
+        return call
+
+    return decorate
+
+
 def num_workers(tree: Tree) -> int:
     """W, the length of every leaf's first axis.
 
     Raises:
-        ValueError: if the leaves disagree, or there are none.
+        ValueError: if the leaves disagree, or there are none; it names them.
     """
-    sizes = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(tree)}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(f"tree has leading axes {sorted(map(str, sizes))}; one length is needed")
-    return sizes.pop()
+    leaves = jax.tree.leaves_with_path(tree)
+    if not leaves:
+        raise ValueError("tree has no leaves; there must be some, each of shape [W, ...]")
+    lengths: dict[int | None, str] = {}
+    for path, x in leaves:
+        shape = jnp.shape(x)
+        lengths.setdefault(shape[0] if shape else None, f"tree{jax.tree_util.keystr(path)}")
+    if len(lengths) != 1 or None in lengths:
+        found = ", ".join(
+            f"{name} has {'no axis' if n is None else n}" for n, name in lengths.items()
+        )
+        raise ValueError(f"leading axes: {found}; all leaves must have the same one, W")
+    return next(iter(lengths))
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
-    """Stacks one tree per worker into `[W, ...]` leaves."""
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+    """Stacks one tree per worker into `[W, ...]` leaves.
+
+    Raises:
+        ValueError: if there are none, or they differ in structure or in the shapes of leaves.
+    """
+    if not trees:
+        raise ValueError("trees is empty; there must be one for each worker")
+    for i, tree in enumerate(trees):
+        _check_alike(tree, trees[0], f"trees[{i}]", "trees[0]")
+    return _stack(list(trees))
 
 
 def unstack(tree: Tree) -> list[Tree]:
     """The inverse of `stack`: a list of W trees."""
-    return [worker(tree, i) for i in range(num_workers(tree))]
+    num_workers(tree)
+    return _unstack(tree)
 
 
 def worker(tree: Tree, i: int) -> Tree:
-    """The tree of worker `i`."""
-    return jax.tree.map(lambda x: x[i], tree)
+    """The tree of worker `i`; -1 is the last.
+
+    Under `jit` an `i` that is traced cannot be checked, and is clamped.
+
+    Raises:
+        ValueError: if there is no such worker.
+    """
+    num = num_workers(tree)
+    if not isinstance(i, jax.core.Tracer) and not -num <= i < num:
+        raise ValueError(f"i={i}: allowed are workers from 0 to {num - 1}, or from the end {-num}")
+    return _worker(tree, i)
 
 
 def replicate(tree: Tree, num: int) -> Tree:
-    """Gives each of `num` workers the same tree: leaves `[num, ...]`."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *jnp.shape(x))), tree)
+    """Gives each of `num` workers the same tree: leaves `[num, ...]`.
+
+    Raises:
+        ValueError: if `num` < 1.
+    """
+    if num < 1:
+        raise ValueError(f"num is {num}; at least 1 worker is needed")
+    return _replicate(tree, num=num)
 
 
+@_one_program()
 def finite(tree: Tree) -> jax.Array:
-    """Which workers have no NaN and no infinity in any leaf: `[W]` bool."""
+    """Which workers have no NaN and no infinity in any leaf: `[W]` bool.
+
+    Integers, booleans and random keys are always finite.
+    """
     num = num_workers(tree)
-    ok = [jnp.isfinite(x).reshape(num, -1).all(1) for x in jax.tree.leaves(tree)]
+    ok = [
+        jnp.isfinite(x).reshape(num, -1).all(1) if _is_number(x) else jnp.ones(num, bool)
+        for x in jax.tree.leaves(tree)
+    ]
     return jnp.stack(ok).all(0)
 
 
+@_one_program()
 def mean(tree: Tree) -> Tree:
     """The uniform mean of the workers, leaving out any that is not finite.
 
     xbar = mean of x_i over finite workers; NaN where no worker is finite. Sums are in float32 or
-    wider, the result has the leaves' types.
+    wider, the result has the leaves' types. Of leaves that have no mean (integers, booleans, random
+    keys) it is what the first finite worker has.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> mean({"w": jnp.array([[1.0, 2.0], [3.0, 4.0], [jnp.nan, 0.0]])})["w"].tolist()
-        [2.0, 3.0]
+        >>> tree = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0], [jnp.nan, 0.0]]), "n": jnp.arange(3)}
+        >>> {name: x.tolist() for name, x in mean(tree).items()}
+        {'n': 0, 'w': [2.0, 3.0]}
     """
     ok = finite(tree)
-
-    def one(x):
-        rows = ok.reshape(-1, *[1] * (x.ndim - 1))
-        total = jnp.where(rows, wide(x), 0).sum(0)
-        return (total / ok.sum()).astype(x.dtype)
-
-    return jax.tree.map(one, tree)
+    first = jnp.argmax(ok)
+    return jax.tree.map(lambda x: _mean(x, ok) if _is_number(x) else x[first], tree)
 
 
+@_one_program()
 def consensus_distance(tree: Tree) -> jax.Array:
-    """How far the workers are from their mean: sqrt(mean_i ||x_i - xbar||^2), in float32.
+    """How far the workers are from their mean: sqrt(mean_i ||x_i - xbar||^2), in float32 or wider.
 
-    Workers that are not finite are left out, as in `mean`.
+    Workers that are not finite are left out, as in `mean`, and so are leaves that are neither real
+    nor complex floats. Of complex numbers it takes the modulus.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> consensus_distance({"w": jnp.array([1j, -1j]), "n": jnp.array([0, 9])}).item()
+        1.0
     """
     ok = finite(tree)
 
     def one(x):
-        rows = ok.reshape(-1, *[1] * (x.ndim - 1))
+        rows = _rows(ok, x)
         x = jnp.where(rows, wide(x), 0)
         center = x.sum(0, keepdims=True) / ok.sum()
-        return jnp.where(rows, jnp.square(x - center), 0).sum()
+        return jnp.where(rows, _square(x - center), 0).sum()
 
-    total = sum(one(x) for x in jax.tree.leaves(tree))
+    total = sum(map(one, filter(_is_number, jax.tree.leaves(tree))), start=jnp.float32(0))
     return jnp.sqrt(total / ok.sum())
 
 
+@_one_program()
 def typical(tree: Tree) -> Tree:
     """What stands for all workers that are finite: one tree, leaves `[...]`.
 
@@ -108,12 +177,10 @@ def typical(tree: Tree) -> Tree:
     first = jnp.argmax(ok)
 
     def one(x):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not _is_number(x):
             return x[first]
-        rows = ok.reshape(-1, *[1] * (x.ndim - 1))
-        shared = (~rows | (x == x[first][None])).all(0)
-        mean = jnp.where(rows, wide(x), 0).sum(0) / ok.sum()
-        return jnp.where(shared, x[first], mean.astype(x.dtype))
+        shared = (~_rows(ok, x) | (x == x[first][None])).all(0)
+        return jnp.where(shared, x[first], _mean(x, ok))
 
     return jax.tree.map(one, tree)
 
@@ -129,13 +196,81 @@ def resize(tree: Tree, num: int, new: Tree | None = None) -> Tree:
         new: the tree of a new worker; None for the `typical` one.
 
     Raises:
-        ValueError: if `num` < 1.
+        ValueError: if `num` < 1, or `new` is not as the tree of a worker.
     """
     if num < 1:
         raise ValueError(f"num is {num}; at least 1 worker is needed")
+    num_workers(tree)
+    if new is not None:
+        _check_alike(new, jax.eval_shape(lambda t: _worker(t, 0), tree), "new", "a worker's tree")
+    return _resize(tree, new, num=num)
+
+
+@_one_program()
+def _stack(trees: list[Tree]) -> Tree:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+
+
+@_one_program()
+def _unstack(tree: Tree) -> list[Tree]:
+    return [_worker(tree, i) for i in range(num_workers(tree))]
+
+
+@_one_program()
+def _worker(tree: Tree, i: jax.Array) -> Tree:
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+@_one_program("num")
+def _replicate(tree: Tree, num: int) -> Tree:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *jnp.shape(x))), tree)
+
+
+@_one_program("num")
+def _resize(tree: Tree, new: Tree | None, num: int) -> Tree:
     order = jnp.argsort(~finite(tree), stable=True)
     kept = jax.tree.map(lambda x: x[order[:num]], tree)
     if (extra := num - num_workers(tree)) <= 0:
         return kept
     new = replicate(typical(tree) if new is None else new, extra)
     return jax.tree.map(lambda x, n: jnp.concatenate([x, n]), kept, new)
+
+
+def _mean(x: jax.Array, ok: jax.Array) -> jax.Array:
+    total = jnp.where(_rows(ok, x), wide(x), 0).sum(0)
+    return (total / ok.sum()).astype(x.dtype)
+
+
+def _square(x: jax.Array) -> jax.Array:
+    """Of the modulus."""
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def _rows(ok: jax.Array, x: jax.Array) -> jax.Array:
+    return ok.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _is_number(x: jax.Array) -> bool:
+    """Whether it has a mean: real and complex floats."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _check_alike(tree: Tree, like: Tree, name: str, other: str) -> None:
+    if (found := jax.tree.structure(tree)) != (wanted := jax.tree.structure(like)):
+        raise ValueError(f"{name} is {found}, {other} is {wanted}; they must have one structure")
+    pairs = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True)
+    for (path, x), y in pairs:
+        if jnp.shape(x) != jnp.shape(y):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{where} has shape {jnp.shape(x)}, that of {other} {jnp.shape(y)}")
+
+
+def _on_host_devices(out: Tree) -> bool:
+    """Whether it is of several CPU devices; never under a transformation."""
+    return any(
+        isinstance(x, jax.Array)
+        and not isinstance(x, jax.core.Tracer)
+        and len(x.sharding.device_set) > 1
+        and next(iter(x.sharding.device_set)).platform == "cpu"
+        for x in jax.tree.leaves(out)
+    )

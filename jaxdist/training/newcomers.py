@@ -29,7 +29,7 @@ def newcomer(own: Own) -> Own:
     """
     params, model_state, opt_state, taken = stacked.typical(own)
     if (center := rules.center(opt_state)) is not None:
-        params = jax.tree.map(lambda c, p: c.astype(p.dtype), center, params)
+        params = jax.tree.map(lambda c, p: c.astype(p.dtype) if _moves(p) else p, center, params)
     return params, model_state, opt_state, taken
 
 
@@ -77,7 +77,7 @@ def make_resize(run: Run, num: int) -> Callable[[TrainState], TrainState]:
     def resize(state: TrainState) -> TrainState:
         own = stacked.resize(state.own, run.workers.num, newcomer(state.own))
         if run.workers.num < num:
-            move = lambda x, before, after: x + (before - after)[None]
+            move = lambda x, old, new: x + (old - new)[None] if _moves(x) else x
             means = stacked.mean(state.params), stacked.mean(own[0])
             own = jax.tree.map(move, own[0], *means), *own[1:]
         return TrainState(*state.shared, *own)
@@ -101,6 +101,11 @@ def with_workers(run: Run, num: int) -> TrainState:
 
     state = abstract(run)
     return TrainState(*state.shared, *jax.tree.map(one, state.own))
+
+
+def _moves(x: jax.Array) -> bool:
+    """Whether a parameter is trained, rather than an integer or a random key that comes along."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _places(state: TrainState) -> TrainState:
