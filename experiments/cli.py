@@ -101,6 +101,8 @@ def clean_errors(traceback: bool) -> Iterator[None]:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
+        if (multihost := sys.modules.get("jaxdist.training.multihost")) is not None:
+            multihost.leave(130)  # the others are not waited for
         raise SystemExit(130) from None
     except Exception as error:
         from jaxdist.training import faults, multihost, saving  # JAX, once it is there anyway

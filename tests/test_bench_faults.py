@@ -1,7 +1,9 @@
 """The table of faults, tried once in small."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +71,45 @@ def test_a_child_is_found_and_known_to_have_ended():
         child.wait()
     with pytest.raises(fault_trials.HangError, match=r"nothing: more than 0\.1 s"):
         fault_trials.wait("nothing", lambda: False, 0.1)
+
+
+WRONG = {
+    "faults": ["--processes 0", "--repeat 0", "--steps 2", "--seed -1", "--checkpoint_every 0"],
+    "gossip": ["--pairs 0", "--steps 47"],
+    "layouts": ["--rounds 0"],
+    "lpf": ["--pairs 0", "--steps 0"],
+    "overlap": ["--rounds 0", "--steps 33", "--batch 0", "--mbit 0", "--mbit inf", "--mbit nan"],
+    "rounds": ["--pairs 0", "--steps 63"],
+    "rule_overhead": ["--rounds -3", "--rules nothing"],
+    "sharpness": ["--pairs 0", "--batch 0", "--examples 33"],
+    "startup": ["--rounds 0", "--rounds x"],
+    "throughput": ["--pairs 0", "--steps 0"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_numbers_are_refused_in_one_line(name, monkeypatch, capsys):
+    module = importlib.import_module(f"experiments.bench.{name}")
+    for given in WRONG[name]:
+        monkeypatch.setattr(sys, "argv", [name, *given.split()])
+        with pytest.raises(SystemExit) as stop:
+            module.main()
+        assert stop.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"error: argument {given.split()[0]}" in error or "allowed are" in error
+
+
+def test_every_number_is_checked():
+    """No benchmark takes a number as it is."""
+    for path in Path(fault_trials.__file__).parent.glob("*.py"):
+        assert not re.search(r"add_argument\([^)]*type=(int|float)\b", path.read_text()), path
+
+
+def test_the_index(capsys, monkeypatch):
+    index = importlib.import_module("experiments.bench.__main__")
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    index.main()
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+    assert {"clock", "consensus", "wire", *WRONG} <= lines.keys()
+    assert lines["layouts"] == "Where 8 workers should live"
+    assert not {"common", "processes", "torch_workers"} & lines.keys()

@@ -173,6 +173,8 @@ def test_what_an_interrupted_save_leaves_is_removed(whole, tmp_path, monkeypatch
     shutil.copytree(folder / "10.orbax-checkpoint-tmp", folder / "7.orbax-checkpoint-tmp")
     truncate(folder / "7.orbax-checkpoint-tmp")
     assert Checkpoints(folder, full_run()).latest() == 5
+    saved(full_run(), tmp_path)  # who only reads, beside a living run, removes nothing
+    assert (folder / "7.orbax-checkpoint-tmp").is_dir()
     goes_on(tmp_path, whole, monkeypatch)
 
 

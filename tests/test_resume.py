@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ import pytest
 from tiny_runs import norm_net, saved, tiny_run
 
 from jaxdist.data import make_augment
+from jaxdist.flatness import sam_value_and_grad
 from jaxdist.training import train
 
 pytestmark = pytest.mark.usefixtures("without_plots")
@@ -194,6 +196,45 @@ def test_another_configuration_is_refused(half):
     with pytest.raises(ValueError, match=f"checkpoint {half}/checkpoints/5 {message}"):
         train(full_run(description=other), half)
     assert snapshot(half) == before
+
+
+def test_a_run_that_never_trained_is_in_nobodys_way(tmp_path):
+    """Without a checkpoint there is nothing to protect; what it wrote is not the next run's."""
+    other = {"rule": {"factory": "none"}, "workers": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"config": other}))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "loss": [9.0]}\n'[12:])
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1").write_text("curves")
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+    train(full_run(), tmp_path, progress=False)
+    assert json.loads((tmp_path / "config.json").read_text())["config"] == full_run().description
+    assert [line["step"] for line in told(tmp_path) if "loss" in line] == list(range(1, 11))
+    assert told(tmp_path)[0]["loss"] != [9.0]
+    assert not list((tmp_path / "tensorboard").iterdir())
+
+
+def test_without_checkpoints_a_finished_run_is_protected(whole, tmp_path):
+    workdir = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(ValueError, match="of another configuration"):
+        train(full_run(description={"workers": 8}), workdir, progress=False)
+
+
+REFUSED = {
+    "the gradient": {"gradient": partial(sam_value_and_grad, rho=-1.0)},
+    "the loss": {"loss": lambda logits, labels: logits},
+    "the step within a round": {
+        "round_steps": 2,
+        "gradient": partial(sam_value_and_grad, rho=-1.0),
+    },
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_leaves_nothing(what, tmp_path):
+    with pytest.raises((ValueError, TypeError)):
+        train(full_run(**REFUSED[what]), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_may_change_when_a_run_goes_on(half):

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.launch.children import Children
+
 LOG_EVERY = 10
 """Steps between the lines of a run, by which its progress is followed."""
 
@@ -77,30 +79,33 @@ class Running:
         self._bounds, self.workdir = job.bounds, workdir
         environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
         environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-        self._began = time.monotonic()
-        self.launcher = subprocess.Popen(
-            job.command(workdir),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        self._command, self._environment = job.command(workdir), environment
+        self._children = Children()
         self._seen: set[int] = set()
         self._output = bytearray()
         self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
     def __enter__(self) -> "Running":
+        self._children.__enter__()
+        self._began = time.monotonic()
+        self.launcher = self._children.start(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._reader.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *error) -> None:
         self.processes()
         self.launcher.kill()  # which the processes do not survive
         self.launcher.wait()
         for pid in filter(alive, self._seen):
             send(pid, signal.SIGKILL)
         self._reader.join(5)
+        self._children.__exit__(*error)
 
     @property
     def output(self) -> str:

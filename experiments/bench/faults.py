@@ -24,9 +24,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.arguments import NATURAL, POSITIVE
 from experiments.bench import common
 from experiments.bench.fault_cases import CASES, Bench, Trial
 from experiments.bench.fault_trials import Job
+from experiments.launch.children import ending
 from jaxdist.workers import force_host_devices
 
 FEW = 4
@@ -53,17 +55,24 @@ def row(case: str, found: Sequence[Trial]) -> str:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=20, help=f"others: one {FEW}th of it")
-    parser.add_argument("--seed", type=int, default=0, help="decides the moments and the victims")
+    parser.add_argument("--processes", type=POSITIVE, default=2)
+    parser.add_argument("--repeat", type=POSITIVE, default=20, help=f"others: one {FEW}th of it")
+    parser.add_argument(
+        "--seed", type=NATURAL, default=0, help="decides the moments and the victims"
+    )
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--checkpoint_every", type=int, default=200)
+    parser.add_argument("--steps", type=POSITIVE, default=1500)
+    parser.add_argument("--checkpoint_every", type=POSITIVE, default=200)
     args = parser.parse_args()
+    if args.steps < 3 * args.checkpoint_every:
+        parser.error(
+            f"--steps {args.steps}: allowed are numbers from 3 times --checkpoint_every, "
+            f"{3 * args.checkpoint_every}"
+        )
     force_host_devices(args.processes)
     job = Job(args.processes, args.steps, args.checkpoint_every)
     found: dict[str, list[Trial]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with ending(), tempfile.TemporaryDirectory() as folder:
         bench = Bench(job, Path(folder), random.Random(args.seed))
         for name in args.only:
             times = args.repeat if CASES[name].often else math.ceil(args.repeat / FEW)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.arguments import POSITIVE, at_least
 from experiments.bench import common, throughput
 from jaxdist import topology
 from jaxdist.workers import force_host_devices
@@ -45,14 +46,15 @@ def main() -> None:
         prog="python -m experiments.bench.gossip",
         description="D-PSGD over the same in plain PyTorch, and what the rules on graphs cost.",
     )
-    parser.add_argument("--pairs", type=int, default=5, help="how often two sides are timed")
-    parser.add_argument("--steps", type=int, default=48, help="steps of each timing")
+    parser.add_argument("--pairs", type=POSITIVE, default=5, help="how often two sides are timed")
+    parser.add_argument(
+        "--steps",
+        type=at_least(int, CYCLE, multiple=CYCLE),
+        default=48,
+        help="steps of each timing",
+    )
     parser.add_argument("--check", action="store_true", help="compare the parameters instead")
     args = parser.parse_args()
-    if args.pairs < 1 or args.steps < 1 or args.steps % CYCLE:
-        parser.error(
-            f"--pairs {args.pairs} --steps {args.steps}: at least 1, and a multiple of {CYCLE}"
-        )
     with cli.clean_errors(traceback=False):
         jax.config.update("jax_platforms", "cpu")
         force_host_devices(common.WORKERS)

@@ -13,6 +13,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from experiments.arguments import POSITIVE
 from experiments.bench import common
 from jaxdist.workers import Workers, force_host_devices
 
@@ -20,7 +21,7 @@ from jaxdist.workers import Workers, force_host_devices
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=POSITIVE, default=5)
     args = parser.parse_args()
     force_host_devices(common.WORKERS)
     one = Workers.create(common.WORKERS, devices=jax.devices()[:1])

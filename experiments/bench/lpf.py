@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.arguments import POSITIVE
 from experiments.bench import common
 from jaxdist import Workers
 from jaxdist.data import digits, shards
@@ -53,13 +54,11 @@ def main() -> None:
         prog="python -m experiments.bench.lpf",
         description="Step time of LPF-SGD, SAM and ASAM over that of SGD.",
     )
-    parser.add_argument("--pairs", type=int, default=7, help="how often all are timed")
-    parser.add_argument("--steps", type=int, default=16, help="steps of each timing")
+    parser.add_argument("--pairs", type=POSITIVE, default=7, help="how often all are timed")
+    parser.add_argument("--steps", type=POSITIVE, default=16, help="steps of each timing")
     parser.add_argument("--models", nargs="+", default=[*DATA], choices=[*DATA])
     parser.add_argument("--check", action="store_true", help="compare steps at gamma = 0 instead")
     args = parser.parse_args()
-    if args.pairs < 1 or args.steps < 1:
-        parser.error(f"--pairs {args.pairs} --steps {args.steps}: both must be at least 1")
     with cli.clean_errors(traceback=False):
         if args.check:
             check(args.models)

@@ -19,9 +19,7 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,9 +31,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.arguments import POSITIVE, at_least
 from experiments.bench import common, processes
 from experiments.bench.rounds import FOREVER, Driven
 from experiments.bench.slow_link import End, slow_link
+from experiments.launch.children import ending
 from jaxdist import Workers, collectives, rules
 from jaxdist.data import digits, shards
 from jaxdist.models import MODELS
@@ -56,25 +56,29 @@ def main() -> None:
         prog="python -m experiments.bench.overlap",
         description="Step time of local SGD over that of LASGD, on a slow link.",
     )
-    parser.add_argument("--rounds", type=int, default=7, help="how often all sides are timed")
-    parser.add_argument("--steps", type=int, default=2 * PERIOD, help="steps of each timing")
-    parser.add_argument("--batch", type=int, default=704, help="examples a process and step")
-    parser.add_argument("--mbit", type=float, default=80, help="of the link, 10^6 bits a second")
+    parser.add_argument("--rounds", type=POSITIVE, default=7, help="how often all sides are timed")
+    parser.add_argument(
+        "--steps",
+        type=at_least(int, PERIOD, multiple=PERIOD),
+        default=2 * PERIOD,
+        help="steps of each timing",
+    )
+    parser.add_argument("--batch", type=POSITIVE, default=704, help="examples a process and step")
+    parser.add_argument(
+        "--mbit",
+        type=at_least(float, 0, above=True),
+        default=80,
+        help="of the link, 10^6 bits a second",
+    )
     parser.add_argument("--check", action="store_true", help="compare the parameters instead")
     parser.add_argument(processes.CHILD, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.rounds < 1 or args.steps < 1 or args.steps % PERIOD or args.mbit <= 0:
-        parser.error(
-            f"--rounds {args.rounds} --steps {args.steps} --mbit {args.mbit}: at least 1, a "
-            f"multiple of {PERIOD}, and above 0"
-        )
     with cli.clean_errors(traceback=False):
         if args.child:
             print(json.dumps(child(args)), flush=True)
             return
         jax.config.update("jax_platforms", "cpu")
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the link is removed
-        with link(args.mbit) as (ends, slowed):
+        with ending(), link(args.mbit) as (ends, slowed):
             here = {"address": ends[0].address, "before": [end.command for end in ends]}
             port = PORT if ends[0].command else None
             found = processes.run("experiments.bench.overlap", 2, PATIENCE, port=port, **here)

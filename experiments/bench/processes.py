@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.launch.children import Children
+
 CHILD = "--child"
 """The flag by which a benchmark knows that it is one of the processes."""
 
@@ -47,30 +49,28 @@ def run(
         "JAX_NUM_PROCESSES": str(num),
     }
     command = [sys.executable, "-m", module, *sys.argv[1:], CHILD]
-    children = [
-        subprocess.Popen(
-            [*words, *command],
-            env=environment | {"JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i, words in enumerate(before or [()] * num)
-    ]
     deadline = time.monotonic() + patience
     found = []
-    try:
-        for child in children:
-            output = child.communicate(timeout=max(0.0, deadline - time.monotonic()))[0]
-            if child.returncode:
-                raise SystemExit(f"a process ended with {child.returncode}:\n{output[-3000:]}")
+    with Children() as children:
+        processes = [
+            children.start(
+                [*words, *command],
+                env=environment | {"JAX_PROCESS_ID": str(i)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for i, words in enumerate(before or [()] * num)
+        ]
+        for process in processes:
+            try:
+                output = process.communicate(timeout=max(0.0, deadline - time.monotonic()))[0]
+            except subprocess.TimeoutExpired:
+                told = f"process {len(found)} of {num} took more than {patience} s"
+                raise SystemExit(told) from None
+            if process.returncode:
+                raise SystemExit(f"a process ended with {process.returncode}:\n{output[-3000:]}")
             found.append(json.loads(output.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        raise SystemExit(f"process {len(found)} of {num} took more than {patience} s") from None
-    finally:
-        for child in children:
-            child.kill()
-            child.communicate()
     return found
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.arguments import POSITIVE, at_least
 from experiments.bench import common
 from jaxdist import Workers, rules
 from jaxdist.data import digits, shards
@@ -67,15 +68,16 @@ def main() -> None:
         prog="python -m experiments.bench.rounds",
         description="Step time of compiled rounds over that of the same step by step.",
     )
-    parser.add_argument("--pairs", type=int, default=5, help="how often both ways are timed")
-    parser.add_argument("--steps", type=int, default=64, help="steps of each timing")
+    parser.add_argument("--pairs", type=POSITIVE, default=5, help="how often both ways are timed")
+    parser.add_argument(
+        "--steps",
+        type=at_least(int, PERIOD, multiple=PERIOD),
+        default=64,
+        help="steps of each timing",
+    )
     parser.add_argument("--models", nargs="+", default=[*MODEL], choices=[*MODEL])
     parser.add_argument("--one-device", action="store_true", help="all workers on one device")
     args = parser.parse_args()
-    if args.pairs < 1 or args.steps < 1 or args.steps % PERIOD:
-        parser.error(
-            f"--pairs {args.pairs} --steps {args.steps}: at least 1, and a multiple of {PERIOD}"
-        )
     with cli.clean_errors(traceback=False):
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_enable_compilation_cache", False)

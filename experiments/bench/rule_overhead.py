@@ -9,6 +9,7 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
+from experiments.arguments import POSITIVE
 from experiments.bench import common
 from jaxdist.workers import force_host_devices
 
@@ -18,8 +19,10 @@ NEVER = 1_000_000
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--rules", nargs="+", default=list(common.RULES))
+    parser.add_argument("--rounds", type=POSITIVE, default=9)
+    parser.add_argument(
+        "--rules", nargs="+", choices=common.RULES, default=list(common.RULES), metavar="RULE"
+    )
     args = parser.parse_args()
     force_host_devices(common.WORKERS)
     baseline = common.Stepper(common.cnn_run("none"))

@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.arguments import POSITIVE
 from experiments.bench import common
 from experiments.bench.torch_hessian import TorchHessian
 from jaxdist import sharpness
@@ -139,17 +140,16 @@ def main() -> None:
         prog="python -m experiments.bench.sharpness",
         description="Time of PyHessian's measures in PyTorch over that of ours.",
     )
-    parser.add_argument("--pairs", type=int, default=3, help="how often both sides are timed")
-    parser.add_argument("--examples", type=int, default=32, help="of the data, all together")
-    parser.add_argument("--batch", type=int, default=32, help="examples that are computed at once")
+    parser.add_argument("--pairs", type=POSITIVE, default=3, help="how often both sides are timed")
+    parser.add_argument("--examples", type=POSITIVE, default=32, help="of the data, all together")
+    parser.add_argument(
+        "--batch", type=POSITIVE, default=32, help="examples that are computed at once"
+    )
     parser.add_argument("--measures", nargs="+", default=[*OURS], choices=[*OURS])
     parser.add_argument("--check", action="store_true", help="compare the values instead")
     args = parser.parse_args()
-    if args.pairs < 1 or args.batch < 1 or args.examples < 1 or args.examples % args.batch:
-        parser.error(
-            f"--pairs {args.pairs} --examples {args.examples} --batch {args.batch}: at least 1 "
-            f"each, and the batch must divide the examples"
-        )
+    if args.examples % args.batch:
+        parser.error(f"--examples {args.examples}: allowed are multiples of --batch {args.batch}")
     with cli.clean_errors(traceback=False):
         jax.config.update("jax_platforms", "cpu")
         if args.check:

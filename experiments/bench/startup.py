@@ -14,7 +14,9 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from experiments.arguments import POSITIVE
 from experiments.bench import common
+from experiments.launch.children import Children
 
 SIDES = {
     "import jax, flax, optax": "import jax, optax; from flax import nnx",
@@ -33,17 +35,21 @@ Stepper(build(config), warm_up=1)
 def seconds(code: str) -> float:
     """Seconds from the start of a Python process to the end of `code`."""
     clock = "import time; print(time.clock_gettime(time.CLOCK_MONOTONIC))"
-    before = time.clock_gettime(time.CLOCK_MONOTONIC)  # shared by all processes
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{clock}"], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.split()[-1]) - before
+    command = [sys.executable, "-c", f"{code}\n{clock}"]
+    with Children() as children:
+        before = time.clock_gettime(time.CLOCK_MONOTONIC)  # shared by all processes
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        child = children.start(command, **pipes)
+        output, errors = child.communicate()
+    if child.returncode:
+        raise SystemExit(f"a process ended with {child.returncode}:\n{errors[-3000:]}")
+    return float(output.split()[-1]) - before
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=POSITIVE, default=3)
     args = parser.parse_args()
     sides = {name: lambda _, code=code: seconds(code) for name, code in SIDES.items()}
     taken = common.interleave(sides, 1, args.rounds)

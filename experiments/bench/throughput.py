@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.arguments import POSITIVE
 from experiments.bench import common
 from experiments.bench.torch_workers import TorchSide
 from jaxdist import rules, stacked
@@ -61,12 +62,10 @@ def main() -> None:
         prog="python -m experiments.bench.throughput",
         description="Samples per second of 8 workers with MGRAWA over those of plain PyTorch.",
     )
-    parser.add_argument("--pairs", type=int, default=5, help="how often both sides are timed")
-    parser.add_argument("--steps", type=int, default=64, help="steps of each timing")
+    parser.add_argument("--pairs", type=POSITIVE, default=5, help="how often both sides are timed")
+    parser.add_argument("--steps", type=POSITIVE, default=64, help="steps of each timing")
     parser.add_argument("--check", action="store_true", help="compare the parameters instead")
     args = parser.parse_args()
-    if args.pairs < 1 or args.steps < 1:
-        parser.error(f"--pairs {args.pairs} --steps {args.steps}: both must be at least 1")
     with cli.clean_errors(traceback=False):
         jax.config.update("jax_platforms", "cpu")
         force_host_devices(common.WORKERS)

@@ -44,25 +44,25 @@ class TorchHessian:
         folder = Path(self._folder.name)
         np.savez(folder / "arrays.npz", **arrays)
         np.savez(folder / "data.npz", images=images, labels=labels)
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
+
+    def __enter__(self) -> "TorchHessian":
+        from experiments.launch.children import Children  # not in the process: it is this file
+
+        self._children = Children().__enter__()
+        self._process = self._children.start(
+            [sys.executable, __file__, self._folder.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-
-    def __enter__(self) -> "TorchHessian":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *error) -> None:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()  # which ends it
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        self._children.__exit__(*error)
         self._folder.cleanup()
 
     def __call__(self, measure: str, **options: Any) -> dict[str, Any]:

@@ -57,29 +57,28 @@ class TorchSide:
         for rank in range(num):
             np.savez(folder / f"data{rank}.npz", images=images[:, rank], labels=labels[:, rank])
         setting = {"sgd": dict(sgd), "rule": rule, "hyper": hyper}
-        command = [sys.executable, __file__, str(folder), str(num), json.dumps(setting)]
-        self._processes = [
-            subprocess.Popen(
-                [*command, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            for rank in range(num)
-        ]
+        self._num = num
+        self._command = [sys.executable, __file__, str(folder), str(num), json.dumps(setting)]
 
     def __enter__(self) -> "TorchSide":
+        from experiments.launch.children import Children  # not in the processes: they are this file
+
+        self._children = Children().__enter__()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._processes = [
+            self._children.start([*self._command, str(rank)], **pipes) for rank in range(self._num)
+        ]
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *error) -> None:
         for process in self._processes:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()  # which ends it
         deadline = time.monotonic() + PATIENCE
         for process in self._processes:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+        self._children.__exit__(*error)
         self._folder.cleanup()
 
     def run(self, steps: int) -> float:

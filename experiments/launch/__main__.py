@@ -13,6 +13,8 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from experiments.arguments import NATURAL, POSITIVE, at_least
+
 PROG = "python -m experiments.launch"
 _TIMEOUT = "--xla_cpu_collective_timeout_seconds"
 _LONGEST_PAUSE = 60
@@ -131,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    positive, natural = _at_least(int, 1), _at_least(int, 0)
+    positive, natural = POSITIVE, NATURAL
     add("--processes", type=positive, required=True, metavar="N", help="how many processes")
     add(
         "--devices-per-process",
@@ -160,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--grace",
-        type=_at_least(float, 0),
+        type=at_least(float, 0),
         default=30,
         metavar="SECONDS",
         help="time to end by themselves after a failure or signal (default: %(default)s)",
@@ -179,17 +181,6 @@ def _parser() -> argparse.ArgumentParser:
         help="where process 0 listens for the others (default: %(default)s, this machine only)",
     )
     return parser
-
-
-def _at_least(kind: type, least: int):
-    def read(text: str):
-        value = kind(text)
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from {least}")
-        return value
-
-    read.__name__ = kind.__name__
-    return read
 
 
 if __name__ == "__main__":

@@ -5,16 +5,14 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.launch.children import ALONE, signal_group, start
 from experiments.launch.output import Output
 
-_HERE = Path(__file__).parent
-_ALONE = (sys.executable, "-I", "-S")  # without what the environment adds to Python
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end the run; SIGHUP, of a terminal that closes, is passed on as SIGTERM."""
 
@@ -59,7 +57,9 @@ class Launcher:
             for number in heard
         }
         self._guard = subprocess.Popen(
-            [*_ALONE, _HERE / "guard.py"], stdin=subprocess.PIPE, start_new_session=True
+            [*ALONE, Path(__file__).with_name("guard.py")],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         return self
 
@@ -96,13 +96,12 @@ class Launcher:
         self._output.say(text)
 
     def _start(self, index: int, environment: Mapping[str, str]) -> None:
-        child = subprocess.Popen(
-            [*_ALONE, _HERE / "child.py", str(os.getpid()), *self._command],
+        child = start(
+            self._command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,
         )
         self._running[index] = child.pid
         self._tell("+", child.pid)
@@ -112,7 +111,7 @@ class Launcher:
 
     def _watch(self, index: int, child: subprocess.Popen) -> None:
         status = child.wait()
-        _signal_group(child.pid, signal.SIGKILL)  # what it started and left
+        signal_group(child.pid, signal.SIGKILL)  # what it started and left
         self._tell("-", child.pid)
         self._events.put((index, status))
 
@@ -176,16 +175,11 @@ class Launcher:
 
     def _send(self, number: signal.Signals) -> None:
         for group in list(self._running.values()):
-            _signal_group(group, number)
+            signal_group(group, number)
 
     def _tell(self, sign: str, pid: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # the guard, or this, may have ended
             os.write(self._guard.stdin.fileno(), f"{sign}{pid}\n".encode())
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
 
 
 def _how(status: int) -> str:

@@ -43,10 +43,12 @@ class Checkpoints:
     Args:
         directory: absolute path; it need not exist.
         run: the run.
+        clean: whether what an interrupted save has left may be removed, as by the run itself. Who
+            only reads would remove what a living run is just saving.
     """
 
-    def __init__(self, directory: Path, run: Run):
-        self._directory, self._run = directory, run
+    def __init__(self, directory: Path, run: Run, *, clean: bool = False):
+        self._directory, self._run, self._clean = directory, run, clean
         self._saves = Saves(directory, self.latest, self._make_manager)
 
     def __enter__(self) -> "Checkpoints":
@@ -64,7 +66,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The step of the last complete checkpoint, None if there is none."""
-        return max(self._steps(), default=None)
+        return max(steps_in(self._directory), default=None)
 
     def restore(self) -> TrainState:
         """The last checkpoint's state, laid out as the run is, which need not be as it was saved.
@@ -159,15 +161,10 @@ class Checkpoints:
         ocp = _orbax()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=self._clean,
             async_options=ocp.AsyncOptions(barrier_sync_fn=barrier),
         )
         return ocp.CheckpointManager(self._directory, options=options)
-
-    def _steps(self) -> list[int]:
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
-        return []
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
@@ -176,13 +173,20 @@ class Checkpoints:
             with _quiet():
                 yield
         except Exception as error:
-            earlier = [s for s in self._steps() if s < step]
+            earlier = [s for s in steps_in(self._directory) if s < step]
             instead = f"go on from step {earlier[-1]}" if earlier else "start anew"
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
                 f"checkpoint {self._directory / str(step)} cannot be restored "
                 f"({reason[:120]}). Nothing was changed; remove that directory to {instead}"
             ) from None
+
+
+def steps_in(directory: Path) -> list[int]:
+    """The steps of the complete checkpoints in a directory, which need not exist; ascending."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+    return []
 
 
 def check_same(saved: Mapping[str, Any], run: Run, where: str) -> None:

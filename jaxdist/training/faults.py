@@ -2,7 +2,9 @@
 
 import contextlib
 import itertools
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -13,6 +15,8 @@ from jaxdist.training.multihost import Store
 
 CALLS = itertools.count()
 """The looks that all runs of this process take for a signal; all processes take the same ones."""
+
+WHEN_INTERRUPTED = b"interrupted: ends after this step; Ctrl-C again ends it at once\n"
 
 ROLL_CALL = 5.0
 """Seconds that the others have to answer when something goes wrong at one process."""
@@ -58,6 +62,69 @@ class StopSignal:
 
     def _note(self, *_) -> None:
         self._told = True
+
+
+class Interrupt:
+    """Ctrl-C, answered where nothing is under way.
+
+    Python raises `KeyboardInterrupt` wherever it is, which may be a callback that JAX makes while
+    it compiles: there it is lost, or the process crashes. In this context Ctrl-C is noted, by a
+    thread, also while the main thread compiles or waits, and raised at the next look or at the end.
+    A second one ends the process at once, with status 130.
+
+    Nothing is changed outside the main thread, and where somebody else handles SIGINT.
+    """
+
+    def __enter__(self) -> "Interrupt":
+        self._noted = self._told = False
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+        mine = threading.current_thread() is threading.main_thread()
+        if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            return self
+        heard, told = socket.socketpair()
+        told.setblocking(False)
+        if (other := signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)) != -1:
+            signal.set_wakeup_fd(other)
+            heard.close()
+            told.close()
+            return self
+        self._ends = heard, told
+        signal.signal(signal.SIGINT, self._note)
+        self._thread = threading.Thread(target=self._listen, name="jaxdist_interrupt", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        if self._ends is not None:
+            heard, told = self._ends
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.set_wakeup_fd(-1)
+            told.close()  # which ends the thread
+            self._thread.join()
+            heard.close()
+        if self._noted and (error is None or isinstance(error, Exception)):
+            raise KeyboardInterrupt from error
+
+    def look(self) -> None:
+        """One look.
+
+        Raises:
+            KeyboardInterrupt: if there was a Ctrl-C.
+        """
+        if self._noted:
+            raise KeyboardInterrupt
+
+    def _note(self, *_) -> None:
+        self._noted = True
+
+    def _listen(self) -> None:
+        """Reads the numbers of the signals, which Python writes as soon as they come."""
+        while numbers := self._ends[0].recv(64):
+            for _ in range(numbers.count(signal.SIGINT)):
+                if self._told:
+                    os._exit(130)
+                self._noted = self._told = True
+                os.write(2, WHEN_INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The training loop: one run, from its start or its last checkpoint to its summary."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from jaxdist.training import multihost, plots, record
 from jaxdist.training.advance import make_advance
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.evaluate import make_evaluate
-from jaxdist.training.faults import PreemptedError, StopSignal, naming_the_lost
+from jaxdist.training.faults import Interrupt, PreemptedError, StopSignal, naming_the_lost
 from jaxdist.training.feed import Advance
 from jaxdist.training.journal import Journal, passed, traffic_of
 from jaxdist.training.metrics import write_json
@@ -40,25 +41,31 @@ def train(
         "bytes_sent_per_worker", "seconds" and, on a virtual clock, "virtual_seconds".
 
     Raises:
-        ValueError: if the workdir cannot be written, holds a run of another configuration or a
-            damaged checkpoint, or if that run is past `run.steps` already.
+        ValueError: if the workdir cannot be written, is in use by another run, holds what a run of
+            another configuration was trained to or a damaged checkpoint, or if that run is past
+            `run.steps` already; or if the step refuses what it is given, before a file is written.
+        KeyboardInterrupt: after Ctrl-C, at the end of the step that is under way.
         PreemptedError: after SIGTERM at any process, when the state is saved.
         SaveError: if a checkpoint cannot be saved; the ones before it stay as they are.
         OSError: if another file cannot be written, with its name.
         LostProcessError: if another process is gone, or stuck; the message names it.
     """
-    workdir = record.claim(workdir, run)
-    if (summary := record.finished(workdir, run)) is not None:
-        return summary
     with contextlib.ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        workdir, lock = stack.enter_context(record.claimed(workdir, run))
+        if (summary := record.finished(workdir, run)) is not None:
+            return summary
         startup = stack.enter_context(Startup(run))
-        checkpoints = stack.enter_context(Checkpoints(workdir / record.CHECKPOINTS, run))
+        folder = workdir / record.CHECKPOINTS
+        checkpoints = stack.enter_context(Checkpoints(folder, run, clean=True))
         traffic = traffic_of(run)  # refuses what does not fit, before a file is written
         advance = make_advance(run, traffic)  # and this too
+        interrupt.look()
         start, state, told = _begin(run, checkpoints)
+        interrupt.look()
         main = multihost.is_main()
         if main:
-            write_json(workdir / record.CONFIG, record.describe(run))
+            record.begin(workdir, run, start)
         visible = progress and main
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
         journal = Journal(run, traffic, workdir, start, show, told)
@@ -68,8 +75,15 @@ def train(
             traced = Profile(run, start, workdir / record.PROFILE, show)
             advance = stack.enter_context(traced).watch(advance)
         stop = stack.enter_context(StopSignal())
+
+        def check() -> None:
+            interrupt.look()
+            checkpoints.check()
+            if lock is not None:
+                lock.check()
+
         with naming_the_lost():
-            state, found = _steps(run, advance, state, start, journal, checkpoints, stop)
+            state, found = _steps(run, advance, state, start, journal, checkpoints, stop, check)
         summary = {
             "rule": run.rule,
             "workers": run.workers.num,
@@ -108,14 +122,15 @@ def _steps(
     journal: Journal,
     checkpoints: Checkpoints,
     stop: StopSignal,
+    check: Callable[[], None],
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Trains from step `start` to the end, and evaluates there."""
+    """Trains from step `start` to the end, and evaluates there; `check` may end it in between."""
     evaluate, revive = make_evaluate(run), make_revive(run)
     done, found = start, None
     while done < run.steps:
         before = done
         done, state, *_ = progress = advance(state, done)
-        checkpoints.check()
+        check()
         journal.progress(before, progress)
         if run.revive_every and done // run.revive_every > before // run.revive_every:
             state = revive(state)
@@ -123,6 +138,7 @@ def _steps(
             with journal.pause(done):
                 found = evaluate(state)
                 journal.evaluation(done, found)
+            check()
         told = stop.told() and done < run.steps
         if told or passed(before, done, run.checkpoint_every, run.steps):
             with journal.pause(done):

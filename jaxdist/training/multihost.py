@@ -2,10 +2,11 @@
 
 import functools
 import ipaddress
+import itertools
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,8 @@ JOINING = 100
 
 COLLECTIVE_TIMEOUT = 100
 """Seconds for which a collective on CPU devices waits for a process that does not come."""
+
+_DECISIONS = itertools.count()  # all processes come to the same ones
 
 _MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 _JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -103,6 +106,34 @@ def _join(*where: Any, **options: Any) -> None:
 def is_main() -> bool:
     """Whether this process writes the files that are written once."""
     return jax.process_index() == 0
+
+
+def decided_by_main(action: Callable[[], None], within: float) -> None:
+    """Runs at the main process alone what may refuse to go on, which then holds for all.
+
+    Args:
+        action: what the main process does.
+        within: seconds that the others wait for its word.
+
+    Raises:
+        ValueError: at all processes, with what the main one says, if it raises one or an OSError;
+            at the others also if they hear nothing of it.
+    """
+    store, place = Store("jaxdist/decisions"), next(_DECISIONS)
+    if is_main():
+        said = "process 0 has ended"
+        try:
+            action()
+            said = ""
+        except (ValueError, OSError) as error:
+            said = str(error)
+            raise
+        finally:
+            store.tell(place, said)
+    elif said := store.told(place, 0, within):
+        raise ValueError(said)
+    elif said is None:
+        raise ValueError(f"process 0 did not say within {within:g} s whether the run may begin")
 
 
 def barrier(name: str) -> None:

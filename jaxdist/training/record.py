@@ -1,17 +1,22 @@
 """The folder of a run: whether it can be used, and what it says about the run."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxdist._version import __version__
-from jaxdist.training.checkpoint import check_same
+from jaxdist.training import multihost
+from jaxdist.training.checkpoint import check_same, steps_in
+from jaxdist.training.lock import SILENCE, Lock
+from jaxdist.training.metrics import write_json
 from jaxdist.training.run import Run
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -19,28 +24,54 @@ CHECKPOINTS, PLOTS, TENSORBOARD = "checkpoints", "plots", "tensorboard"
 PROFILE = "profile"
 
 
-def claim(workdir: str | Path, run: Run) -> Path:
-    """Makes sure that the workdir can be written and holds no other run.
+@contextlib.contextmanager
+def claimed(workdir: str | Path, run: Run) -> Iterator[tuple[Path, Lock | None]]:
+    """Makes sure that the workdir can be written and is of this run alone, until the end of it.
 
-    Returns:
-        Its absolute path.
+    What has neither a checkpoint nor a summary there did not train, and is in nobody's way.
+
+    Yields:
+        Its absolute path and, at the main process, the lock.
 
     Raises:
-        ValueError: if it cannot be written, or its `config.json` is of another configuration.
+        ValueError: at all processes, if it cannot be written, another run lives in it, or a run of
+            another configuration has been trained there.
     """
     path = Path(workdir).absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(f"workdir={str(path)!r} cannot be written: {error.strerror}") from None
+    with contextlib.ExitStack() as stack:
+        lock = None
+
+        def claim() -> None:
+            nonlocal lock
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=path):
+                    pass
+                lock = stack.enter_context(Lock(path))
+            except OSError as error:
+                why = error.strerror
+                raise ValueError(f"workdir={str(path)!r} cannot be written: {why}") from None
+            _check_config(path, run)
+
+        multihost.decided_by_main(claim, within=3 * SILENCE)
+        yield path, lock
+
+
+def _check_config(path: Path, run: Run) -> None:
     if (there := read_json(path / CONFIG)) is not None:
         config = there.get("config") if isinstance(there, dict) else None
         if not isinstance(config, dict):
             raise ValueError(f"{path / CONFIG} is not what a run writes; nothing was changed")
-        check_same(config, run, f"workdir {str(path)!r}")
-    return path
+        if (path / SUMMARY).exists() or steps_in(path / CHECKPOINTS):
+            check_same(config, run, f"workdir {str(path)!r}")
+
+
+def begin(workdir: Path, run: Run, start: int) -> None:
+    """Writes `config.json`; at the start of a run, curves of one that never trained are removed."""
+    if start == 0:
+        for events in (workdir / TENSORBOARD).glob("events.out.tfevents.*"):
+            events.unlink()
+    write_json(workdir / CONFIG, describe(run))
 
 
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
