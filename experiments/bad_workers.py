@@ -6,10 +6,8 @@ is that of the aggregate after the last sync. DIR gets `bad_workers.json` and `.
 for each run; the same command again goes on where it stopped.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -43,16 +41,17 @@ Found = Mapping[str, Mapping[str, list[float]]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, and writes the table."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m experiments.bad_workers",
         description="Test accuracy with 2 bad workers of 8, of each attack and each aggregate.",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--workdir", required=True, type=cli.path, help="folder for the results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each")
     parser.add_argument("--attacks", nargs="+", default=ATTACKS, help="as 'noise(scale=1.0)'")
     parser.add_argument("--steps", type=int, help="steps of each run, in place of the config's")
     args = parser.parse_args(argv)
     with cli.clean_errors(traceback=False):
+        cli.check_seeds(args.seeds)
         chosen = {attack: dict([read_component(f"attack={attack}")]) for attack in args.attacks}
         config = configs.load(CONFIG)
         cli.start(config.devices)

@@ -3,16 +3,44 @@
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments import configs
+from experiments import configs, flags, own
 
 if TYPE_CHECKING:
     from experiments.config import Config
 
 T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that knows no abbreviations, and refuses a flag that is given twice."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's own, which `parse_args` calls too."""
+        args = sys.argv[1:] if args is None else list(args)
+        try:
+            flags.split(args)
+        except ValueError as error:
+            self.error(str(error))
+        return super().parse_known_args(args, namespace)
+
+
+def path(text: str) -> Path:
+    """A local path as an argument of a command: `type=path`."""
+    from jaxdist.checks import local_path
+
+    try:
+        return local_path("it", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> argparse.Namespace:
@@ -24,8 +52,8 @@ def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> a
         needed: the argument without which nothing can be done.
 
     Returns:
-        The command's own arguments, unchecked but for `needed`; what was put in place of parts of
-        the configuration is its attribute `parts`.
+        The command's own arguments, unchecked but for `needed` and paths; what was put in place of
+        parts of the configuration is its attribute `parts`, the user's own files `imports`.
     """
     parser.add_argument(
         "--with",
@@ -36,6 +64,7 @@ def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> a
         metavar="PART=FACTORY",
         help="put another factory in a part: 'shards=dirichlet(alpha=0.1)', 'rule=dpsgd'",
     )
+    add_import(parser)
     parser.add_argument("--list", action="store_true", help="show the configurations and exit")
     parser.add_argument("-h", "--help", action="store_true", help="show this, or all the flags")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
@@ -53,17 +82,65 @@ def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> a
     return known
 
 
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import FILE`, which is read with `run_imports`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="run a Python file that registers parts of your own (experiments.components.register)",
+    )
+
+
+def run_imports(files: Sequence[str]) -> None:
+    """Runs the user's own files, which register factories.
+
+    Raises:
+        ValueError: if one is no Python file, or fails; it names the line.
+    """
+    for file in files:
+        own.run(file)
+
+
 def load(name: str, parts: Sequence[str]) -> "Config":
     """The configuration of that name, with what `--with` puts in place of its parts.
 
     Raises:
-        ValueError: if there is no such configuration, part, factory or option.
+        ValueError: if there is no such configuration, part, factory or option, or a part is given
+            twice.
     """
     config = configs.load(name)
 
     from experiments.components import read_component
 
-    return dataclasses.replace(config, **dict(map(read_component, parts)))
+    read = [read_component(part) for part in parts]
+    for slot, _ in read:
+        if (times := [each for each, _ in read].count(slot)) > 1:
+            raise ValueError(f"--with {slot}=... is given {times} times; give it once")
+    return dataclasses.replace(config, **dict(read))
+
+
+def check_flags(argv: Sequence[str], kind: type, config: "Config", name: str) -> list[flags.Given]:
+    """The flags that were given, each of which the command or its configuration has.
+
+    Args:
+        argv: the command line.
+        kind: the dataclass of all flags.
+        config: the configuration.
+        name: its name, for the errors.
+
+    Raises:
+        ValueError: for a flag that there is not, with the nearest one.
+    """
+    from experiments.components import SLOTS
+
+    asked = flags.split(argv)
+    parts = {slot: getattr(config, slot).factory for slot in SLOTS}
+    flags.check(asked, flags.counts(kind), name, parts)
+    return asked
 
 
 def parse(kind: type[T], argv: Sequence[str], prog: str) -> T:
@@ -73,8 +150,26 @@ def parse(kind: type[T], argv: Sequence[str], prog: str) -> T:
     return tyro.cli(kind, args=argv, prog=prog, use_underscores=True)
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Checks the seeds of several runs.
+
+    Raises:
+        ValueError: if there is none, one comes twice, or is out of range.
+    """
+    from jaxdist.checks import check_integer
+
+    for seed in seeds:
+        check_integer("--seeds", seed, 0)
+    if not seeds or len({*seeds}) < len(seeds):
+        raise ValueError(f"--seeds are {list(seeds)}; they must be one or more, each given once")
+
+
 def start(devices: int) -> None:
-    """Starts JAX: joins the other processes if there are any, else forces host devices on a CPU."""
+    """Starts JAX: joins the other processes if there are any, else forces host devices on a CPU.
+
+    Raises:
+        ValueError: if the environment asks for what there is not, as a platform without devices.
+    """
     import jax
 
     from jaxdist.training import multihost
@@ -83,21 +178,39 @@ def start(devices: int) -> None:
     multihost.initialize()
     if not jax.distributed.is_initialized():
         force_host_devices(devices)
+    check_devices()
+
+
+def check_devices() -> None:
+    """Starts JAX's backend.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where jaxlib lacks the platform
+        asked = os.environ.get("JAX_PLATFORMS")
+        why = str(error).partition("\n")[0] or "this machine, or this jaxlib, has none"
+        raise ValueError(f"JAX finds no device (JAX_PLATFORMS={asked!r}): {why}") from None
 
 
 @contextlib.contextmanager
 def clean_errors(traceback: bool) -> Iterator[None]:
     """Ends the program with one line: with status 2 where an argument turns out to be wrong.
 
-    A run that was told to stop, and is saved, ends with status 0; one that lost a process, or could
-    not write a file, with 1.
+    An error that comes through a file of the user's own names its line there. A run that was told
+    to stop, and is saved, ends with status 0; one that lost a process, or could not write a file,
+    with 1.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         if traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {own.said(error) or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
@@ -108,9 +221,14 @@ def clean_errors(traceback: bool) -> Iterator[None]:
         from jaxdist.training import faults, multihost, saving  # JAX, once it is there anyway
 
         failed = isinstance(error, faults.LostProcessError | OSError)
-        if traceback or not (failed or isinstance(error, faults.PreemptedError)):
+        if not (traceback or failed or isinstance(error, faults.PreemptedError)):
+            if (said := own.said(error)) is None:
+                raise
+            print(f"error: {said}", file=sys.stderr)
+            raise SystemExit(2) from None
+        if traceback:
             raise
-        print(f"{'error: ' * failed}{error}", file=sys.stderr, flush=True)
+        print(f"{'error: ' * failed}{own.said(error) or error}", file=sys.stderr, flush=True)
         if failed and not isinstance(error, saving.SaveError):  # in which all processes fail
             multihost.leave(1)
         raise SystemExit(int(failed)) from None

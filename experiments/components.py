@@ -4,21 +4,17 @@ The dataclass is generated from the factory's signature and docstring, so that a
 data set has typed and documented flags on the command line without a line about it here.
 """
 
-import ast
-import contextlib
 import dataclasses
 import functools
 import inspect
-import operator
-import re
-import types
-import typing
-from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
-import tyro
-
+from experiments import own
 from experiments.optimizers import ATTACKS, DROPS, GRADIENTS, OPTIMIZERS, SCHEDULES
+from experiments.options import fits, flag, freeze, said, thaw
+from jaxdist.checks import LARGEST
 from jaxdist.data import DATASETS, SHARDS
 from jaxdist.losses import LOSSES
 from jaxdist.models import MODELS
@@ -39,6 +35,9 @@ SLOTS: dict[str, Mapping[str, Callable]] = {
 }
 
 
+_FILES: dict[Callable, str] = {}
+"""The file of each factory that is a user's own."""
+
 _GIVEN = ("has_aux", "total_steps", "axis")
 """Keyword arguments that whoever calls a factory gives, which are no options."""
 
@@ -52,7 +51,12 @@ class Component:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _freeze(getattr(self, field.name)))
+            value = freeze(getattr(self, field.name))
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(
+                    f"{self.factory}: {field.name}={value}: allowed are integers to {LARGEST}"
+                )
+            object.__setattr__(self, field.name, value)
 
     def __call__(self, *args, **given):
         """What the factory makes of the arguments and the options."""
@@ -63,9 +67,10 @@ class Component:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def plain(self) -> dict[str, Any]:
-        """The factory's name and its options as plain JSON types."""
-        options = {name: _thaw(value) for name, value in self.options().items()}
-        return {"factory": self.factory} | options
+        """The factory's name, its file if it is a user's own, and its options: JSON types."""
+        options = {name: thaw(value) for name, value in self.options().items()}
+        file = _FILES.get(self.make)
+        return {"factory": self.factory} | ({"import": file} if file else {}) | options
 
 
 def component(slot: str, factory: str, **options) -> Component:
@@ -93,6 +98,73 @@ def component(slot: str, factory: str, **options) -> Component:
     return kind(**options)
 
 
+def register(
+    slot: str, factory: Callable | None = None, *, name: str | None = None
+) -> Callable[..., Any]:
+    """Adds a factory of one's own to a slot, so that `--with`, flags and configurations know it.
+
+    For a file that is given to `--import`, or is a configuration. The factory is called as those of
+    its slot are; its keyword-only arguments, each with a type and a line in the docstring's Args
+    section, become options and flags. A run records the file, and does not run it by itself.
+
+    Args:
+        slot: what it is for, a key of `SLOTS`: "rule", "model", "loss", "data", ...
+        factory: the factory; without it `register` is a decorator.
+        name: its name; its own by default.
+
+    Returns:
+        The factory.
+
+    Raises:
+        ValueError: if there is no such slot, the name is taken, or the factory cannot be called as
+            those of its slot, or has an option without a type.
+
+    Example:
+        >>> @register("schedule")
+        ... def inverse(learning_rate, steps, *, after: int = 100):
+        ...     return lambda step: learning_rate / (1 + step / after)
+        >>> component("schedule", "inverse", after=10)(0.5, 1000)(10)
+        0.25
+        >>> SLOTS["schedule"].pop("inverse") is inverse  # so that it is here for the example only
+        True
+    """
+    if factory is None:
+        return functools.partial(register, slot, name=name)
+    table, name = lookup(SLOTS, slot, "slot"), name or factory.__name__
+    if name in table:
+        where = _FILES.get(table[name], "jaxdist itself")
+        raise ValueError(f"name={name!r} is taken among the {slot} factories, by {where}")
+    like = next(iter(table.values()))  # all of a slot are called alike
+    lacks = set(_given(like)) - set(_given(factory))
+    if lacks or len(_positional(like)) != len(_positional(factory)):
+        call = ", ".join([*_positional(like), "*", *_given(like), "OPTIONS"])
+        raise ValueError(
+            f"{slot} {name!r} must be made as def {name}({call}), its options keyword-only; it is "
+            f"{name}{inspect.signature(factory)}"
+        )
+    component_type(slot, name, factory)
+    _FILES[factory] = str(own.running() or Path(inspect.getfile(factory)).resolve())
+    table[name] = factory
+    return factory
+
+
+def read_plain(slot: str, plain: Mapping[str, Any]) -> Component:
+    """The component that `Component.plain` wrote down.
+
+    Raises:
+        ValueError: as `component`, and if the factory is of a user's file that was not run.
+    """
+    options = dict(plain)
+    factory, file = options.pop("factory"), options.pop("import", None)
+    if file is not None and _FILES.get(SLOTS[slot].get(factory)) is None:
+        gone = "" if Path(file).is_file() else ", or where the file is now (it is gone from there)"
+        need = f"give --import {file}{gone}; a config.json by itself runs nothing"
+        if own.has_run(file):
+            need = "which the file registers no more"
+        raise ValueError(f"{slot}={factory!r} is a part that {file} registered; {need}")
+    return component(slot, factory, **options)
+
+
 def read_component(text: str) -> tuple[str, Component]:
     """Reads a slot and what to put there, as written on the command line.
 
@@ -118,10 +190,10 @@ def read_component(text: str) -> tuple[str, Component]:
     ((factory, options),) = calls
     made = component(slot, factory, **options)
     for field in dataclasses.fields(made):
-        if field.name in options and not _fits(options[field.name], field.type):
+        if field.name in options and not fits(options[field.name], field.type):
             raise ValueError(
                 f"{slot} {factory!r}: {field.name}={options[field.name]!r}; allowed is "
-                f"{_said(field.type)}"
+                f"{said(field.type)}"
             )
     return slot, made
 
@@ -139,8 +211,14 @@ def component_type(slot: str, name: str, factory: Callable) -> type[Component]:
         default = dataclasses.MISSING
         if parameter.default is not parameter.empty:
             default = parameter.default
-        flag = _flag(parameter.annotation)
-        fields.append((parameter.name, flag, dataclasses.field(default=default)))
+        where = f"{slot} {name!r}: the option {parameter.name!r}"
+        if parameter.annotation is parameter.empty:
+            raise ValueError(f"{where} has no type; write one, as '{parameter.name}: float'")
+        try:
+            kind = flag(parameter.annotation)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        fields.append((parameter.name, kind, dataclasses.field(default=default)))
     namespace = {"factory": name, "make": staticmethod(factory), "__doc__": _doc(name, factory)}
     return dataclasses.make_dataclass(
         name, fields, bases=(Component,), namespace=namespace, frozen=True, kw_only=True
@@ -154,100 +232,14 @@ def _doc(name: str, factory: Callable) -> str:
     return f"{name}: {first}\n\nArgs:\n{arguments}"
 
 
-def _flag(annotation: Any) -> Any:
-    """The annotation as a flag: a Python literal where words alone would be ambiguous.
-
-    What of a union cannot be written down, as a function or a graph, is left out.
-    """
-    members = [part for part in _members(annotation) if _is_written(part)]
-    annotation = functools.reduce(operator.or_, members)
-    if not any(_is_nested(part) for part in members):
-        return annotation
-
-    def read(words: list[str]) -> Any:
-        with contextlib.suppress(SyntaxError, ValueError):
-            value = ast.literal_eval(words[0])
-            if _fits(value, annotation):
-                return value
-        raise ValueError(f"{words[0]!r}: allowed is a Python literal of type {_said(annotation)}")
-
-    literal = tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="LITERAL",
-        instance_from_str=read,
-        is_instance=lambda value: _fits(value, annotation),
-        str_from_instance=lambda value: [repr(value)],
-    )
-    return Annotated[annotation, literal]
+def _positional(factory: Callable) -> list[str]:
+    """The arguments that whoever calls a factory must give by position."""
+    parameters = inspect.signature(factory).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    """The types of which a value may have any."""
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
-def _is_written(annotation: Any) -> bool:
-    """Whether its values can be written on a command line, and to JSON."""
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return True
-    if origin is None:
-        return annotation in (bool, int, float, str, type(None))
-    return issubclass(origin, Collection) and all(
-        _is_written(part) for part in parts if part is not Ellipsis
-    )
-
-
-def _said(annotation: Any) -> str:
-    said = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return re.sub(r"(collections\.abc|typing)\.", "", said)
-
-
-def _is_nested(annotation: Any) -> bool:
-    """Whether it is a mapping, or a sequence of sequences."""
-    origin = typing.get_origin(annotation)
-    if not isinstance(origin, type) or not issubclass(origin, Collection):
-        return False
-    inside = [typing.get_origin(part) for part in typing.get_args(annotation)]
-    return issubclass(origin, Mapping) or any(isinstance(part, type) for part in inside)
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a literal is of a type made of mappings, sequences and plain types."""
-    members = _members(annotation)
-    if len(members) > 1:
-        return any(_fits(value, part) for part in members)
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return _fits(value, parts[0])
-    if origin is Literal:
-        return value in parts
-    if origin is None:
-        allowed = {float: (int, float)}.get(annotation, annotation)
-        return isinstance(value, allowed) and (annotation is bool or not isinstance(value, bool))
-    if issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(
-            _fits(key, parts[0]) and _fits(entry, parts[1]) for key, entry in value.items()
-        )
-    return isinstance(value, list | tuple) and all(_fits(entry, parts[0]) for entry in value)
-
-
-def _freeze(value: Any) -> Any:
-    """`value` with tuples for lists, and integers for the keys that JSON made strings of."""
-    if isinstance(value, Mapping):
-        return {int(key) if str(key).isdecimal() else key: value[key] for key in value}
-    if isinstance(value, list | tuple):
-        return tuple(_freeze(entry) for entry in value)
-    return value
-
-
-def _thaw(value: Any) -> Any:
-    """`value` in plain JSON types."""
-    if isinstance(value, Mapping):
-        return {str(key): entry for key, entry in value.items()}
-    if isinstance(value, tuple):
-        return [_thaw(entry) for entry in value]
-    if not isinstance(value, int | float | str | None):
-        raise ValueError(f"{value!r} cannot be written to JSON, as a configuration must be")
-    return value
+def _given(factory: Callable) -> list[str]:
+    """The keyword arguments that whoever calls a factory gives."""
+    parameters = inspect.signature(factory).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in _GIVEN]

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import optax
 
-from experiments.components import SLOTS, Component, component
+from experiments.components import SLOTS, Component, component, read_plain
 from experiments.optimizers import by_step
 from experiments.pace import Clock, pace
 from jaxdist import rules
+from jaxdist.checks import LARGEST
 from jaxdist.clock import Timeline
 from jaxdist.data import Sampler, make_augment, with_flipped_labels, with_label_noise
 from jaxdist.losses import cross_entropy
@@ -120,10 +121,13 @@ class Config:
     """Write TensorBoard events besides the JSON lines."""
 
     def __post_init__(self):
-        least = {"workers": 0, "base_workers": 0, "batch_size": 1, "microbatches": 1}
+        least = {"workers": 0, "base_workers": 0, "batch_size": 1, "microbatches": 1, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed are integers from {low}")
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value > LARGEST:
+                raise ValueError(f"{name}={value}: allowed are integers to {LARGEST}")
         check_microbatches(self.batch_size, self.microbatches)
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps}: allowed are integers from 1, or None")
@@ -166,7 +170,7 @@ def from_plain(plain: Mapping[str, Any]) -> Config:
     fields = {field.name: field for field in dataclasses.fields(Config)}
     for name in plain:
         lookup(fields, name, "config key")
-    parts = {slot: component(slot, **plain[slot]) for slot in SLOTS if slot in plain}
+    parts = {slot: read_plain(slot, plain[slot]) for slot in SLOTS if slot in plain}
     nested = {"augment": Augment, "clock": Clock, "mesh": Mesh}
     read = {name: kind(**plain.get(name, {})) for name, kind in nested.items()}
     return Config(**plain | parts | read)
@@ -202,6 +206,8 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
     places = _devices(config)
     workers, *beside = (Workers.create(config.workers, devices=d, inner=inner) for d in places)
     dataset = config.data()
+    if len(dataset.input_shape) != 3 and config.augment != Augment():
+        raise ValueError(f"augment changes images; the data set {config.data.factory} has none")
     shards = config.shards(dataset.train, config.workers, config.seed)
     if config.label_noise:
         dataset = with_label_noise(dataset, rate=config.label_noise, seed=config.seed)
@@ -214,6 +220,8 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
     per_epoch = Sampler(of_base, config.batch_size, config.seed).steps_per_epoch
     batch_size, learning_rate = config.rescaled
     steps = config.steps or max(1, round(config.epochs * per_epoch))
+    if steps > LARGEST:
+        raise ValueError(f"epochs={config.epochs}: {steps:.2g} steps; allowed are up to {LARGEST}")
     rule, options = config.rule.factory, config.rule.options()
     rate = by_step(config.schedule(learning_rate, steps))
     drop = config.drop(per_epoch, total_steps=steps, axis=workers.axis)
@@ -273,6 +281,15 @@ def _devices(config: Config) -> list[list[jax.Device]]:
         by_process.setdefault(device.process_index, []).append(device)
     if jax.default_backend() == "cpu" and len(by_process) == 1:
         by_process = {0: by_process[0][: config.devices]}
+    num, each = sum(map(len, by_process.values())), config.devices_per_worker
+    of = f"{num} devices" + f" of {len(by_process)} processes" * (len(by_process) > 1)
+    if num % each:
+        raise ValueError(f"each worker takes {each} devices; {of} cannot be divided so")
+    if config.workers % (num // each):
+        raise ValueError(
+            f"workers={config.workers} on {of}: allowed are multiples of {num // each}, or 0 for "
+            f"{num // each} workers"
+        )
     if config.overlap == "inside":
         return [[device for devices in by_process.values() for device in devices]]
     if odd := [process for process, devices in by_process.items() if len(devices) % 2]:

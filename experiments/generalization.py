@@ -24,7 +24,6 @@ DIR gets `models.jsonl`, a line a model, from which a run that was cut off goes 
 `generalization.json`, `.md` and `.png`.
 """
 
-import argparse
 import functools
 import itertools
 import json
@@ -40,7 +39,6 @@ import optax
 
 from experiments import cli
 from jaxdist import files, sharpness
-from jaxdist.checks import check_integer
 from jaxdist.data import Source, normalize
 from jaxdist.losses import cross_entropy
 from jaxdist.models import Model, cnn
@@ -88,11 +86,11 @@ class Data(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains and measures what is not done yet, and writes the tables and the plot."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m experiments.generalization",
         description="Measures of sharpness against the generalisation gap of a grid of CNNs.",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--workdir", required=True, type=cli.path, help="folder for the results")
     parser.add_argument("--data", default="digits", help="a data set, as \"idx(path='...')\"")
     parser.add_argument("--examples", type=int, default=300, help="training examples")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="models per setting")
@@ -102,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"--workdir {args.workdir}: {error.strerror}") from None
+        cli.check_devices()
         data = load(args.data, args.examples)
         study = {"data": args.data, "examples": args.examples}
         lines = resume(args.workdir / "models.jsonl", study, data, args.seeds)
@@ -141,8 +140,7 @@ def load(text: str, examples: int) -> Data:
 
 def resume(path: Path, study: Line, data: Data, seeds: Sequence[int]) -> list[Line]:
     """A line for each model of the grid: those in the file, and the others, which are made now."""
-    for seed in seeds:
-        check_integer("--seeds", seed, 0)
+    cli.check_seeds(seeds)
     lines = metrics.read(path)
     for line in lines:
         if {key: line.get(key) for key in study} != study:

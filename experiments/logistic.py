@@ -16,7 +16,6 @@ it is in the seconds, which leave out compilation and evaluation. DIR gets `logi
 and `.png`.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -72,22 +71,24 @@ class Curve(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains everything, and writes the table, the JSON file and the plot."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m experiments.logistic",
         description="SPFB and LSPFB against SGD and L-BFGS on logistic regression.",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--workdir", required=True, type=cli.path, help="folder for the results")
     parser.add_argument("--passes", type=int, default=20, help="passes over the data")
     parser.add_argument("--seed", type=int, default=0, help="decides the order of the examples")
     args = parser.parse_args(argv)
     with cli.clean_errors(traceback=False):
         if args.passes < 1:
             raise ValueError(f"--passes is {args.passes}; it must be at least 1")
+        cli.check_seeds([args.seed])
         try:
             args.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"--workdir {args.workdir}: {error.strerror}") from None
         jax.config.update("jax_platforms", "cpu")
+        cli.check_devices()
         with threadpoolctl.threadpool_limits(1):  # LAPACK's threads cost more than they give here
             found = {
                 name: compare(load(*how), args.passes, args.seed) for name, how in PROBLEMS.items()

@@ -77,11 +77,11 @@ class Errors(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, fits, and writes the table, the JSON file and the plot."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m experiments.sample_complexity",
         description="The test error against the number of training examples, and its estimate.",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--workdir", required=True, type=cli.path, help="folder for the results")
     parser.add_argument("--data", default="digits", help="\"idx(path='FOLDER')\", of images")
     parser.add_argument("--model", default="lenet5", help="'mlp(widths=(64,))', of images")
     parser.add_argument("--fractions", nargs="+", type=float, default=FRACTIONS, help="parts")
@@ -120,10 +120,8 @@ def _check(args: argparse.Namespace) -> None:
             f"--fractions are {args.fractions}; they must be {FEATURES_AT}, whose network gives "
             "the features, and at least one more"
         )
-    args.seeds = sorted(set(args.seeds))
-    for seed in args.seeds:
-        if seed < 0:
-            raise ValueError(f"--seeds holds {seed}; all must be at least 0")
+    cli.check_seeds(args.seeds)
+    args.seeds = sorted(args.seeds)
     if args.steps < 1:
         raise ValueError(f"--steps is {args.steps}; it must be at least 1")
 

@@ -39,13 +39,15 @@ DEFAULTS = {  # the measures' own take longer, and are not more accurate for it,
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, measures what is not measured yet, and writes tables and pictures."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog=PROG,
         description="Measures the sharpness of the loss at the checkpoints of runs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--workdir", nargs="+", type=Path, required=True, help="runs, or sweeps")
-    parser.add_argument("--out", type=Path, help="where a comparison goes (default: the sweep)")
+    parser.add_argument(
+        "--workdir", nargs="+", type=cli.path, required=True, help="runs, or sweeps"
+    )
+    parser.add_argument("--out", type=cli.path, help="where a comparison goes (default: the sweep)")
     parser.add_argument("--of", nargs="+", choices=OF, default=[*OF], help="what is measured")
     parser.add_argument(
         "--measures",
@@ -58,13 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--balanced", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0, help="of the examples and of all noise")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    cli.add_import(parser)
     args = parser.parse_args(argv)
     with cli.clean_errors(args.traceback):
+        cli.run_imports(args.imports)
         _measure_all(args)
 
 
 def _measure_all(args: argparse.Namespace) -> None:
     folders = [folder for root in args.workdir for folder in runs_in(root)]
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    cli.check_seeds([args.seed])
     if args.examples < 0 or args.batch_size < 1:
         raise ValueError(
             f"examples={args.examples}, batch_size={args.batch_size}: allowed are integers from 0 "
@@ -72,10 +78,16 @@ def _measure_all(args: argparse.Namespace) -> None:
         )
     if len(folders) > 1 and args.out is None and len(args.workdir) > 1:
         raise ValueError("out is None: with several workdirs it must say where the comparison goes")
+    if len(folders) == 1 and args.out is not None:
+        raise ValueError(
+            f"out={str(args.out)!r} is where a comparison goes; one run's measures go to "
+            f"{folders[0] / FOLDER}"
+        )
 
     from experiments import sharpness_report as report
 
     measures = read_measures(args.measures)
+    cli.check_devices()
     models: dict[Any, Model] = {}
     found = {}
     for folder in folders:
@@ -107,12 +119,17 @@ def read_measures(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     """The measures asked for, with their options, by name; all without any.
 
     Raises:
-        ValueError: for an unknown measure or option, with the nearest name.
+        ValueError: for an unknown measure or option, with the nearest name, and one given twice.
     """
     from jaxdist.names import parse
     from jaxdist.sharpness import MEASURES
 
     calls = parse(MEASURES, ", ".join(texts or MEASURES), "measure")
+    names = [name for name, _ in calls]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"measures: {twice[0]!r} is given {names.count(twice[0])} times; give it once"
+        )
     return {name: DEFAULTS.get(name, {}) | options for name, options in calls}
 
 

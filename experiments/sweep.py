@@ -2,7 +2,9 @@
 
 `python -m experiments.sweep --configs digits_local_sgd digits_mgrawa --seeds 0 1 2 --workdir DIR`
 trains into DIR/<configuration>/seed_<seed>, in one process, and leaves a plot, a table and a JSON
-file in DIR. The same command again goes on where it stopped, and trains nothing twice.
+file in DIR. The same command again goes on where it stopped, and trains nothing twice. With several
+values for a flag, `--rule.period 4 8`, it is a grid: DIR/<configuration>,rule.period=4/seed_<seed>
+and so on. What is wrong with any of the runs is told before the first is trained.
 """
 
 import argparse
@@ -10,11 +12,11 @@ import bisect
 import dataclasses
 import fnmatch
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from experiments import cli, configs
+from experiments import cli, configs, flags
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -25,66 +27,147 @@ PROG = "python -m experiments.sweep"
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, trains what is not trained yet, and compares."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog=PROG,
         usage=f"{PROG} --configs NAME NAME --seeds 0 1 2 --workdir DIR [--epochs 5 ...]",
-        description="Trains every configuration with every seed, and compares them.",
+        description="Trains every configuration with every seed, and compares them. Several values "
+        "of a flag, as --rule.period 4 8 16, are as many configurations; of several flags, all "
+        "combinations.",
         epilog="Every value of a configuration is a flag, and applies to all of them: "
         "--configs NAME --help shows them.",
-        allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("--configs", nargs="+", help="names, patterns ('digits_*') or files")
     parser.add_argument("--seeds", help="the seeds", metavar="SEED")
-    parser.add_argument("--workdir", help="folder for the runs and for the comparison")
+    parser.add_argument(
+        "--workdir", type=cli.path, help="folder for the runs and for the comparison"
+    )
     parser.add_argument(
         "--bytes_budget", help="choose each rule's period to send no more than this"
     )
-    given = cli.peek(parser, argv, "configs")
-    with cli.clean_errors(given.traceback):
-        _sweep(argv, _expand(given.configs), given.parts)
+    asked = cli.peek(parser, argv, "configs")
+    with cli.clean_errors(asked.traceback):
+        cli.run_imports(asked.imports)
+        _sweep(argv, asked)
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
-    """The names that the patterns match, in order, each once."""
+    """The names that the patterns match, in order, each once.
+
+    Raises:
+        ValueError: for a pattern that matches none.
+    """
     names = configs.available()
     matches = [fnmatch.filter(names, pattern) or [pattern] for pattern in patterns]
+    for (first, *_), pattern in zip(matches, patterns, strict=True):
+        if first == pattern and set("*?[") & {*pattern} and not Path(pattern).exists():
+            raise ValueError(f"configs: {pattern!r} matches no configuration; --list shows them")
     return list(dict.fromkeys(name for match in matches for name in match))
 
 
-def _sweep(argv: Sequence[str], names: Sequence[str], parts: Sequence[str]) -> None:
-    parsed = {Path(name).stem: _parse(argv, cli.load(name, parts)) for name in names}
-    cli.start(max(arguments.run.devices for arguments in parsed.values()))
+class Job(NamedTuple):
+    """A configuration of a sweep: its command line's values, and the sources of these."""
+
+    arguments: Any
+    given: Sequence[str]  # the flags' names
+
+
+def _sweep(argv: Sequence[str], asked: argparse.Namespace) -> None:
+    jobs: dict[str, Job] = {}
+    for config in _expand(asked.configs):
+        for name, job in _jobs(argv, config, asked.parts):
+            if name in jobs:
+                raise ValueError(
+                    f"configs: two are named {name!r}, and would train into one folder; rename one"
+                )
+            jobs[name] = job
+    seeds, progress, target = next(
+        (given.seeds, given.progress, given.target) for given, _ in jobs.values()
+    )
+    cli.check_seeds(seeds)
+    cli.start(max(job.arguments.run.devices for job in jobs.values()))
 
     from experiments import comparison
     from experiments.config import paced
     from jaxdist.training import multihost, train
 
-    timelines = {}
-    for name, arguments in parsed.items():
-        for seed in arguments.seeds:
-            config = dataclasses.replace(arguments.run, seed=seed)
-            if arguments.bytes_budget is not None:
-                config = within(config, arguments.bytes_budget)
-            if multihost.is_main():
-                print(f"{name}, seed {seed}", flush=True)
-            folder = arguments.workdir / name / f"seed_{seed}"
-            run, timeline = paced(config)
-            if timeline is not None:
-                timelines.setdefault(name, timeline)
-            train(run, folder, progress=arguments.progress)
+    todo, timelines = _checked(jobs, seeds, asked.workdir), {}
+    for (name, seed), config in todo.items():
+        if multihost.is_main():
+            print(f"{name}, seed {seed}", flush=True)
+        run, timeline = paced(config)
+        if timeline is not None:
+            timelines.setdefault(name, timeline)
+        train(run, _folder(asked.workdir, name, seed), progress=progress)
     if multihost.is_main():
-        comparison.write(arguments.workdir, list(parsed), arguments.seeds, arguments.target)
+        comparison.write(asked.workdir, list(jobs), seeds, target)
         if timelines:
-            comparison.plot_timelines(timelines, arguments.workdir / "timelines.png")
+            comparison.plot_timelines(timelines, asked.workdir / "timelines.png")
 
 
-def _parse(argv: Sequence[str], default: "Config"):
+def _jobs(argv: Sequence[str], config: str, parts: Sequence[str]) -> Iterator[tuple[str, Job]]:
+    """What one configuration makes, by the name of its folder: one job, or those of a grid."""
+    default, name = cli.load(config, parts), Path(config).stem
+    kind = _arguments(default)
+    given = cli.check_flags(argv, kind, default, config)
+    names = [flags.positive(each.name) for each in given]
+    if "seed" in names:
+        raise ValueError("--seed: a sweep trains with each of --seeds; write --seeds SEED SEED ...")
+    if {"bytes_budget", "rule.period"} <= {*names}:
+        raise ValueError("--rule.period would change nothing: --bytes_budget chooses the period")
+    of_config = flags.counts(type(default), default)
+    flags.check_single(given, {n: c for n, c in flags.counts(kind).items() if n not in of_config})
+    for values, words in flags.grid(given, of_config):
+        job = Job(cli.parse(kind, words, PROG), names)
+        yield ",".join([name, values]) if values else name, job
+
+
+def _checked(
+    jobs: Mapping[str, Job], seeds: Sequence[int], workdir: Path
+) -> "dict[tuple[str, int], Config]":
+    """The configuration of each run, by name and seed, once all are known to be trainable.
+
+    Raises:
+        ValueError: if data are missing, a rule does not fit, or a folder holds another run: what
+            training would find, of all runs before the first of them is trained.
+    """
+    from experiments import ignored
+    from experiments.config import paced
+    from jaxdist.training import record
+    from jaxdist.training.advance import make_advance
+    from jaxdist.training.journal import traffic_of
+
+    todo = {}
+    for name, (arguments, given) in jobs.items():
+        for seed in seeds:
+            try:
+                config = dataclasses.replace(arguments.run, seed=seed)
+                if arguments.bytes_budget is not None:
+                    config = within(config, arguments.bytes_budget)
+                run, _ = paced(config)
+                ignored.check(config, run, given)
+                make_advance(run, traffic_of(run))
+                record.check_free(_folder(workdir, name, seed), run)
+            except ValueError as error:
+                raise ValueError(f"{name}, seed {seed}: {error}; nothing was trained") from error
+            todo[name, seed] = config
+    return todo
+
+
+def _folder(workdir: Path, name: str, seed: int) -> Path:
+    return workdir / name / f"seed_{seed}"
+
+
+def _arguments(default: "Config") -> type:
     import tyro
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
-        """Trains every configuration with every seed, and compares them."""
+        """Trains every configuration with every seed, and compares them.
+
+        A flag of one value that is given several, as --rule.period 4 8 16, makes a configuration of
+        each; several such flags, of each combination. Its folder and its row name the values.
+        """
 
         configs: tuple[str, ...]
         """Names of configurations, patterns such as 'digits_*', or paths of .py files."""
@@ -93,6 +176,8 @@ def _parse(argv: Sequence[str], default: "Config"):
         run: Annotated[type(default), tyro.conf.arg(name="")] = default
         parts: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
         """Other factories for parts of all configurations, as 'shards=dirichlet(alpha=0.1)'."""
+        imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+        """Python files of your own that register parts."""
         seeds: tuple[int, ...] = (0,)
         """The seeds, in place of the configuration's own."""
         bytes_budget: float | None = None
@@ -108,7 +193,7 @@ def _parse(argv: Sequence[str], default: "Config"):
             if self.target is not None and not 0 < self.target <= 1:
                 raise ValueError(f"target={self.target}: allowed is an accuracy in (0, 1]")
 
-    return cli.parse(Arguments, argv, PROG)
+    return Arguments
 
 
 def within(config: "Config", budget: float) -> "Config":

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from experiments import cli
+from experiments import cli, flags
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -22,22 +22,24 @@ PROG = "python -m experiments.train"
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, trains, and prints how it went."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog=PROG,
         usage=f"{PROG} --config NAME --workdir DIR [--rule.period 16 --seed 1 ...]",
         description="Trains one configuration. The same command again resumes where it stopped.",
         epilog="Every value of a configuration is a flag: --config NAME --help shows them all.",
-        allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("--config", help="name or file of a configuration")
-    parser.add_argument("--workdir", help="folder for metrics, plots and checkpoints")
+    parser.add_argument(
+        "--workdir", type=cli.path, help="folder for metrics, plots and checkpoints"
+    )
     given = cli.peek(parser, argv, "config")
     with cli.clean_errors(given.traceback):
-        _train(argv, cli.load(given.config, given.parts))
+        cli.run_imports(given.imports)
+        _train(argv, given, cli.load(given.config, given.parts))
 
 
-def _train(argv: Sequence[str], default: "Config") -> None:
+def _train(argv: Sequence[str], given: argparse.Namespace, default: "Config") -> None:
     import tyro
 
     @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,8 @@ def _train(argv: Sequence[str], default: "Config") -> None:
         run: Annotated[type(default), tyro.conf.arg(name="")] = default
         parts: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
         """Other factories for parts of the configuration, as 'shards=dirichlet(alpha=0.1)'."""
+        imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+        """Python files of your own that register parts."""
         progress: bool = True
         """Show a progress bar."""
         profile: bool = False
@@ -58,16 +62,24 @@ def _train(argv: Sequence[str], default: "Config") -> None:
         traceback: bool = False
         """Show where an error comes from."""
 
+    asked = cli.check_flags(argv, Arguments, default, given.config)
+    flags.check_single(asked, flags.counts(Arguments))
     arguments = cli.parse(Arguments, argv, PROG)
     cli.start(arguments.run.devices)
 
+    from experiments import ignored
     from experiments.config import build
-    from jaxdist.training import multihost, train
+    from jaxdist.training import multihost, record, train
 
+    run = build(arguments.run)
+    ignored.check(arguments.run, run, [flags.positive(each.name) for each in asked])
+    finished = record.finished(given.workdir, run) is not None
     shown = {"progress": arguments.progress, "profile": arguments.profile}
-    summary = train(build(arguments.run), arguments.workdir, **shown)
+    summary = train(run, given.workdir, **shown)
     if multihost.is_main():
-        report(summary, arguments.workdir)
+        if finished:
+            print("this run was finished before: nothing was trained, traced or written now")
+        report(summary, given.workdir)
 
 
 def report(summary: Mapping[str, Any], workdir: Path) -> None:

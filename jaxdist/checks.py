@@ -1,9 +1,14 @@
-"""What is asked of numbers that are given as arguments."""
+"""What is asked of numbers and paths that are given as arguments."""
 
 import numbers
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+LARGEST = 2**31 - 1
+"""Of the integers of JAX, which have 32 bits."""
 
 
 def check_above(name: str, value: Any, low: float = 0) -> None:
@@ -19,10 +24,40 @@ def check_least(name: str, value: Any, low: float = 0) -> None:
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises a ValueError unless `value` is an integer of at least `least`."""
+    """Raises a ValueError unless `value` is an integer of at least `least`, and of 32 bits."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} is {value}; it must be an integer of at least {least}")
+    if value > LARGEST:
+        raise ValueError(f"{name} is {value}; it must be an integer of at most {LARGEST}")
 
 
 def _real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def local_path(name: str, value: Any) -> Path:
+    """The path of a file or folder that the operating system can open, with `~` expanded.
+
+    Args:
+        name: of the argument, for the error.
+        value: the path.
+
+    Raises:
+        ValueError: if it is empty, an address such as `gs://bucket/run`, or of an unknown user.
+
+    Example:
+        >>> local_path("workdir", "runs/a").as_posix()
+        'runs/a'
+    """
+    text = str(value)
+    if not text.strip():
+        raise ValueError(f"{name} is {text!r}; it must be a path")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ValueError(
+            f"{name} is {text!r}; it must be a local path: mount the storage (gcsfuse, s3fs, NFS) "
+            f"and give the folder in it"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name} is {text!r}: {error}") from None

@@ -3,7 +3,7 @@
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,9 +26,14 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(str(name), table, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(str(name), table)
+    hint = f"; did you mean {near!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}{hint} (allowed: {', '.join(sorted(table))})")
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that is most likely meant, None if all are far from it."""
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 def parse(

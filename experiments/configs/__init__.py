@@ -5,11 +5,12 @@ Nothing here imports JAX before a configuration is loaded.
 
 import ast
 import importlib
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from experiments import own
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -37,12 +38,17 @@ def load(name: str) -> "Config":
         ValueError: if there is none; for a name it gives the nearest one.
     """
     from experiments.config import Config, from_plain
+    from jaxdist.checks import local_path
 
-    if name.endswith((".py", ".json")) and not Path(name).is_file():
+    path = local_path("config", name)
+    if name.endswith((".py", ".json")) and not path.is_file():
         raise ValueError(f"config={name!r} is not a file: allowed is a file or a config's name")
+    if path.is_dir() and name not in available():
+        run = f", as {path / 'config.json'}" if (path / "config.json").is_file() else ""
+        raise ValueError(f"config={name!r} is a folder: allowed is a file{run}, or a config's name")
     if name.endswith(".json"):
         try:
-            return from_plain(json.loads(Path(name).read_text())["config"])
+            return from_plain(json.loads(path.read_text())["config"])
         except (*_NO_JSON, KeyError, TypeError, AttributeError):
             raise ValueError(f"config={name!r} is not the config.json of a run") from None
     config = getattr(_module(name), "config", None)
@@ -53,11 +59,11 @@ def load(name: str) -> "Config":
 
 def _module(name: str) -> ModuleType:
     if name.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    from jaxdist.names import lookup
+        return own.run(name)
+    if name not in (names := available()):
+        from jaxdist.names import nearest
 
-    lookup(available(), name, "config")
+        near = nearest(name, names)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise ValueError(f"unknown config {name!r}; {hint}--list shows all {len(names)}")
     return importlib.import_module(f"{__name__}.{name}")

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from experiments.arguments import NATURAL, POSITIVE, at_least
+from experiments.cli import Parser
+from experiments.flags import split
 
 PROG = "python -m experiments.launch"
 _TIMEOUT = "--xla_cpu_collective_timeout_seconds"
@@ -31,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("a command is needed: [options] -- COMMAND ...")
     if arguments.elastic and arguments.restarts:
         parser.error("--elastic starts again by itself; leave out --restarts")
+    if arguments.elastic:
+        _check_elastic(parser, command)
+    elif arguments.min_processes is not None:
+        parser.error("--min-processes would change nothing: it is for --elastic")
+    arguments.min_processes = arguments.min_processes or 1
     if arguments.min_processes > arguments.processes:
         parser.error(f"--min-processes {arguments.min_processes}: allowed are up to --processes")
     if shutil.which(command[0]) is None:
@@ -41,6 +48,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         reason = error.strerror
         parser.error(f"--address {arguments.address}: allowed are this machine's own: {reason}")
     raise SystemExit((generations if arguments.elastic else launch)(arguments, command))
+
+
+def _check_elastic(parser: argparse.ArgumentParser, command: Sequence[str]) -> None:
+    """Refuses a training that could not go on with another number of processes."""
+    if "experiments.train" in command:
+        given = {
+            flag.name: flag.values
+            for flag in split(command[command.index("experiments.train") + 1 :])
+        }
+        if given.get("workers") != ["0"] or given.get("base_workers", ["0"]) == ["0"]:
+            parser.error(
+                "--elastic: the command needs --workers 0, a worker for each device there is, and "
+                "--base_workers N, without which a run keeps its number of workers"
+            )
 
 
 def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
@@ -125,12 +146,11 @@ def free_port(address: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROG,
         usage=f"{PROG} --processes N [options] -- COMMAND ...",
         description="Runs a command in N processes of this machine that join into one JAX program.",
         epilog="SIGTERM lets the processes save and end; Ctrl-C ends them, twice at once.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     positive, natural = POSITIVE, NATURAL
@@ -156,9 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--min-processes",
         type=positive,
-        default=1,
         metavar="N",
-        help="how few an elastic run goes on with (default: %(default)s)",
+        help="how few an elastic run goes on with (default: 1)",
     )
     add(
         "--grace",

@@ -103,8 +103,7 @@ def _dataset(path: str, train: tuple[np.ndarray, ...], test: tuple[np.ndarray, .
     """A data set from (images, labels) of both parts; its errors name the path."""
     try:
         train, test = ArraySource(*train), ArraySource(*test)
-        classes = 1 + max(int(source.labels.max()) for source in (train, test))
-        return image_dataset(train, test, classes)
+        return image_dataset(train, test, 1 + int(train.labels.max()))
     except ValueError as error:
         raise ValueError(f"path={path!r}: {error}") from error
 

@@ -39,6 +39,10 @@ class Dataset:
         num_classes: number of classes, or the size of the vocabulary.
         mean: mean of the training pixels in [0, 1], per channel; () for tokens.
         std: their standard deviation, per channel; () for tokens.
+
+    Raises:
+        ValueError: if images in memory have labels above the classes, or the test examples have
+            labels that no training example has.
     """
 
     train: Source
@@ -47,6 +51,20 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if not all(isinstance(part, ArraySource) for part in (self.train, self.test)):
+            return
+        top = int(self.train.labels.max())
+        if top >= self.num_classes:
+            raise ValueError(
+                f"labels hold {top}: allowed are those below {self.num_classes} classes"
+            )
+        if (unseen := np.setdiff1d(self.test.labels, self.train.labels)).size:
+            raise ValueError(
+                f"test labels hold {', '.join(map(str, unseen[:8].tolist()))}, which no training "
+                f"example has: allowed are classes that can be learned"
+            )
 
 
 class ArraySource:

@@ -29,7 +29,8 @@ MAY_CHANGE = (
     *("steps", "epochs", "eval_every", "log_every", "checkpoint_every", "tensorboard"),
     *("local", "mesh.fsdp"),
 )
-"""Keys that may change when a run goes on: its length, what it writes, how it is laid out."""
+"""Keys that may change when a run goes on: its length, what it writes, how it is laid out; and
+where the files of the user's own parts are, the keys that end in `.import`."""
 
 OF_ELASTIC = ("workers", "base_workers", "rescale")
 """Keys that may change besides in an elastic run."""
@@ -202,7 +203,9 @@ def check_same(saved: Mapping[str, Any], run: Run, where: str) -> None:
     differences = [
         f"{key}: {_shown(old, key)} there, {_shown(new, key)} here"
         for key in sorted(old | new)
-        if key not in may_change and old.get(key, missing) != new.get(key, missing)
+        if key not in may_change
+        and not key.endswith(".import")
+        and old.get(key, missing) != new.get(key, missing)
     ]
     if differences:
         several = "workers" in old and old["workers"] != new.get("workers")

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jaxdist._version import __version__
+from jaxdist.checks import local_path
 from jaxdist.training import multihost
 from jaxdist.training.checkpoint import check_same, steps_in
 from jaxdist.training.lock import SILENCE, Lock
@@ -34,10 +35,10 @@ def claimed(workdir: str | Path, run: Run) -> Iterator[tuple[Path, Lock | None]]
         Its absolute path and, at the main process, the lock.
 
     Raises:
-        ValueError: at all processes, if it cannot be written, another run lives in it, or a run of
-            another configuration has been trained there.
+        ValueError: at all processes, if it is no local path, cannot be written, another run lives
+            in it, or a run of another configuration has been trained there.
     """
-    path = Path(workdir).absolute()
+    path = local_path("workdir", workdir).absolute()
     with contextlib.ExitStack() as stack:
         lock = None
 
@@ -51,13 +52,18 @@ def claimed(workdir: str | Path, run: Run) -> Iterator[tuple[Path, Lock | None]]
             except OSError as error:
                 why = error.strerror
                 raise ValueError(f"workdir={str(path)!r} cannot be written: {why}") from None
-            _check_config(path, run)
+            check_free(path, run)
 
         multihost.decided_by_main(claim, within=3 * SILENCE)
         yield path, lock
 
 
-def _check_config(path: Path, run: Run) -> None:
+def check_free(path: Path, run: Run) -> None:
+    """Makes sure that a folder, which need not exist, is of no other run; changes nothing.
+
+    Raises:
+        ValueError: if a run of another configuration has been trained there.
+    """
     if (there := read_json(path / CONFIG)) is not None:
         config = there.get("config") if isinstance(there, dict) else None
         if not isinstance(config, dict):

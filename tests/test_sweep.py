@@ -1,0 +1,113 @@
+"""`python -m experiments.sweep`: grids, and what is refused before anything is trained."""
+
+import json
+
+import pytest
+from test_experiments import fails
+
+from experiments import comparison, sweep
+
+CONFIG = "from experiments.configs.recipes import digits\nconfig = digits('{}')\n"
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that a sweep would have trained, by the name of their folder."""
+    runs = {}
+    monkeypatch.setattr(
+        "jaxdist.training.train", lambda run, folder, **_: runs.update({folder: run})
+    )
+    monkeypatch.setattr(comparison, "write", lambda *_: None)
+    return runs
+
+
+def names(trained, tmp_path):
+    return [str(folder.relative_to(tmp_path)) for folder in trained]
+
+
+def test_grid_is_the_product_of_all_flags_with_several_values(trained, tmp_path):
+    words = "--configs digits_dpsgd --seeds 3 5 --rule.period 4 8 --learning_rate 0.1 0.2"
+    more = ["--rule.topology", "torus(rows=2), ring", "--model.widths", "4", "8"]
+    sweep.main([*words.split(), *more, "--workdir", str(tmp_path), "--steps", "2"])
+    assert names(trained, tmp_path) == [
+        f"digits_dpsgd,rule.period={period},learning_rate={rate}/seed_{seed}"
+        for period in (4, 8)
+        for rate in (0.1, 0.2)
+        for seed in (3, 5)
+    ]
+    for folder, run in trained.items():
+        rule, rate = run.description["rule"], run.description["learning_rate"]
+        assert f"rule.period={rule['period']},learning_rate={rate}/" in f"{folder}/"
+        assert f"/seed_{run.seed}" in str(folder)
+        assert run.description["model"]["widths"] == [4, 8]  # takes several itself: no grid
+
+
+def test_a_grid_of_names_has_folders_that_can_be_made(trained, tmp_path):
+    words = ["--configs", "digits_dpsgd", "--steps", "2", "--workdir", str(tmp_path)]
+    sweep.main([*words, "--rule.topology", "torus(rows=2), ring", "star"])
+    assert names(trained, tmp_path) == [
+        "digits_dpsgd,rule.topology=torus(rows=2)_ring/seed_0",
+        "digits_dpsgd,rule.topology=star/seed_0",
+    ]
+
+
+def test_a_grid_is_compared(tmp_path, capsys):
+    """Each combination has its row, and the folders are those of a sweep."""
+    words = "--configs digits_local_sgd --rule.period 1 2 --steps 2 --no-progress"
+    sweep.main([*words.split(), "--workdir", str(tmp_path)])
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    rows = [f"digits_local_sgd,rule.period={period}" for period in (1, 2)]
+    assert {*found} == {*rows}
+    assert [found[row]["rule"]["period"] for row in rows] == [1, 2]
+    said = capsys.readouterr().out
+    assert all(f"| {row} |" in said for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("--configs digits_dpsgd --seed 3", "--seeds"),
+        ("--configs digits_dpsgd --seeds 0 0", "--seeds are [0, 0]"),
+        ("--configs digits_dpsgd --seeds", "--seeds are []"),
+        ("--configs digits_dpsgd --seeds 99999999999999999999", "--seeds is 99999999999999999999"),
+        ("--configs digits_dpsgd --rule.period 4 4", "two of the values are the same"),
+        ("--configs digits_dpsgd --target 0.5 0.6", "--target takes one value"),
+        ("--configs digits_dpsgd --configs digits_sgp", "--configs is given 2 times"),
+        ("--configs digits_mgrawa --bytes_budget 1e6 --rule.period 4", "--bytes_budget chooses"),
+        ("--configs nope_*", "'nope_*' matches no configuration"),
+        ("--configs digits_mgrawa digits_local_sgd --rule.strength 1", "'digits_local_sgd'"),
+        # what comes out only when the last of the runs is built
+        ("--configs digits_sgp fashion_mnist_sgp --data.path nowhere", "'digits_sgp'"),
+        ("--configs digits_sgp mnist_sgp", "mnist_sgp, seed 0: name='mnist' is not prepared"),
+        ("--configs digits_dpsgd --rule.topology ring torus(rows=3)", "rows is 3"),
+        ("--configs digits_dpsgd --rule.period 2 0", "period is 0"),
+        ("--configs digits_mgrawa digits_dppf --bytes_budget 10", "sends at least"),
+        ("--configs digits_lasgd digits_mgrawa --overlap beside", "digits_mgrawa, seed 0: beside"),
+    ],
+)
+def test_what_is_wrong_with_any_run_is_told_before_the_first(
+    trained, tmp_path, capsys, monkeypatch, words, answer
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    said = fails(capsys, sweep.main, *words.split(), "--steps", 2, "--workdir", tmp_path / "w")
+    assert answer in said
+    assert not trained
+    assert not (tmp_path / "w").exists()
+
+
+def test_configurations_of_one_name_and_folders_of_others_are_refused(trained, tmp_path, capsys):
+    files = [tmp_path / folder / "mine.py" for folder in "ab"]
+    for file, rule in zip(files, ("sgp", "dppf"), strict=True):
+        file.parent.mkdir()
+        file.write_text(CONFIG.format(rule))
+    words = ["--workdir", tmp_path / "w", "--steps", 2]
+    said = fails(capsys, sweep.main, "--configs", *files, *words)
+    assert "two are named 'mine'" in said
+    of_another = tmp_path / "w" / "mine" / "seed_1" / "config.json"
+    of_another.parent.mkdir(parents=True)
+    of_another.write_text(json.dumps({"config": {"steps": 9}}))
+    (of_another.parent / "checkpoints").mkdir()
+    said = fails(capsys, sweep.main, "--configs", files[0], "--seeds", 0, 1, *words)
+    assert "mine, seed 1: workdir" in said
+    assert "another configuration" in said
+    assert not trained
