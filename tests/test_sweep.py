@@ -109,7 +109,7 @@ def test_configurations_of_one_name_and_folders_of_others_are_refused(trained, t
     of_another = tmp_path / "w" / "mine" / "seed_1" / "config.json"
     of_another.parent.mkdir(parents=True)
     of_another.write_text(json.dumps({"config": {"steps": 9}}))
-    (of_another.parent / "checkpoints").mkdir()
+    (of_another.parent / "summary.json").write_text("{}")
     said = fails(capsys, sweep.main, "--configs", files[0], "--seeds", 0, 1, *words)
     assert "mine, seed 1: workdir" in said
     assert "another configuration" in said
