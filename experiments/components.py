@@ -154,7 +154,7 @@ def read_plain(slot: str, plain: Mapping[str, Any]) -> Component:
     Raises:
         ValueError: as `component`, and if the factory is of a user's file that was not run.
     """
-    options = dict(plain)
+    options = {**plain}
     factory, file = options.pop("factory"), options.pop("import", None)
     if file is not None and _FILES.get(SLOTS[slot].get(factory)) is None:
         gone = "" if Path(file).is_file() else ", or where the file is now (it is gone from there)"
