@@ -3,8 +3,8 @@
 An axis is a name (a mesh axis under `shard_map`, or a `vmap` axis), or the pair `("worker",
 "local")` of a mesh axis and a `vmap` axis inside it, for several workers on a device. JAX reduces
 over such a pair directly, but gathers and permutes over one name at a time: the difference is dealt
-with here and nowhere else. What comes back always varies over the axis as the input does, so both
-branches of a `cond` agree.
+with here and nowhere else. As in JAX, what all workers have alike does not vary over the axis; the
+branches of `when` agree all the same.
 
 Never differentiate through these: under `vmap` the derivative of a mean is W times too large.
 """
@@ -20,35 +20,13 @@ import numpy as np
 from jax import lax
 
 from jaxdist import moves, traffic
+from jaxdist.axes import Axis, index, size
 from jaxdist.trees import on_flat, vary, wide
 
-Axis = str | tuple[str, str]
 Groups = Sequence[Sequence[int]]
 Tree = Any
 
 _STEP: contextvars.ContextVar[int | None] = contextvars.ContextVar("step", default=None)
-
-
-def size(axis: Axis) -> int:
-    """The number of workers W on `axis`.
-
-    Raises:
-        ValueError: if the axis is not bound, that is, outside of `Workers.spmd`, `shard_map` or
-            `vmap(axis_name=...)`.
-    """
-    try:
-        return lax.axis_size(axis)
-    except NameError:
-        raise ValueError(
-            f"axis {axis!r} is not bound here; call this inside Workers.spmd, jax.shard_map or "
-            f"jax.vmap with axis_name={axis!r}"
-        ) from None
-
-
-def index(axis: Axis) -> jax.Array:
-    """This worker's index, int32 in [0, W)."""
-    size(axis)
-    return lax.axis_index(axis)
 
 
 def sum(tree: Tree, axis: Axis, groups: Groups | None = None) -> Tree:
@@ -57,22 +35,27 @@ def sum(tree: Tree, axis: Axis, groups: Groups | None = None) -> Tree:
     One all-reduce for the whole tree. With groups, which must be of one size, a reduce-scatter and
     an all-gather of the tree as one flat array (the same bytes).
     """
+    num = size(axis)
     if groups is None:
-        traffic.record("all-reduce", tree, size(axis))
-        return vary(lax.psum(tree, axis), tree)
+        traffic.record("all-reduce", tree, num)
+        return lax.psum(tree, axis)
     for kind in ("reduce-scatter", "all-gather"):
         traffic.record(kind, tree, _largest(groups), groups=groups)
     return on_flat(lambda x: _group_reduce(x, axis, groups, "sum"), tree)
 
 
 def mean(
-    tree: Tree, axis: Axis, weight: Tree = 1.0, groups: Groups | None = None
+    tree: Tree,
+    axis: Axis,
+    weight: Tree = 1.0,
+    groups: Groups | None = None,
+    otherwise: Tree | None = None,
 ) -> tuple[Tree, Tree]:
     """The weighted mean over the workers, in one all-reduce of d + 1 numbers.
 
     mean = sum_i w_i x_i / sum_i w_i. A worker of weight 0 is left out even where its x is not
-    finite. Sums are float32 or wider; the mean has the leaves' types. It is NaN if all weights are
-    0.
+    finite. Sums are float32 or wider; the mean has the leaves' types. If all weights are 0 there is
+    no mean: every worker gets its own x back.
 
     Args:
         tree: this worker's x.
@@ -80,6 +63,7 @@ def mean(
         weight: this worker's w >= 0, a scalar, or a tree like `tree` whose leaves broadcast against
             its leaves: one weight a leaf, or one for each slice of a leaf.
         groups: as for `sum`.
+        otherwise: what a worker gets if all weights are 0, a tree like `tree`; None for its x.
 
     Returns:
         The mean, and sum_i w_i (a tree if `weight` is one).
@@ -89,11 +73,20 @@ def mean(
         same = jax.tree.structure(w) == jax.tree.structure(tree)
         return w if same else jax.tree.map(lambda _: w, tree)
 
+    def term(x, w, out):
+        return jnp.where(out, 0, w * wide(x))
+
+    def average(s, t, some, x, other):
+        return lax.convert_element_type(jnp.where(some, s / t, wide(other)), x.dtype)
+
     weight = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weight)
-    terms = jax.tree.map(lambda x, w: jnp.where(w == 0, 0, w * wide(x)), tree, each_leaf(weight))
+    out = jax.tree.map(lambda w: w == 0, weight)
+    terms = jax.tree.map(term, tree, each_leaf(weight), each_leaf(out))
     terms, total = sum((terms, weight), axis, groups)
-    average = lambda s, t, x: (s / t).astype(x.dtype)
-    return jax.tree.map(average, terms, each_leaf(total), tree), total
+    some = jax.tree.map(lambda t: t > 0, total)
+    by = jax.tree.map(lambda t, some: jnp.where(some, t, 1), total, some)
+    otherwise = tree if otherwise is None else otherwise
+    return jax.tree.map(average, terms, each_leaf(by), each_leaf(some), tree, otherwise), total
 
 
 def max(x: jax.Array, axis: Axis, groups: Groups | None = None) -> jax.Array:
@@ -111,8 +104,8 @@ def from_argmin(
 ) -> tuple[Tree, jax.Array]:
     """Every worker gets the tree of the worker with the least score, and that worker's index.
 
-    Ties go to the lowest index, on every worker alike. A NaN score counts as +inf, so it never wins
-    against a number.
+    Ties go to the lowest index, on every worker alike. A NaN score counts as +inf, and who has that
+    does not lead: if nobody else is there, each worker gets its own tree, and -1.
 
     Args:
         tree: this worker's tree, of floating-point or integer leaves.
@@ -125,17 +118,20 @@ def from_argmin(
     """
     score = jnp.where(jnp.isnan(score), jnp.inf, score.astype(jnp.float32))
     best = min(score, axis, groups)
-    me = index(axis)
-    leader = min(jnp.where(score == best, me, np.iinfo(np.int32).max), axis, groups)
+    me, nobody = index(axis), np.int32(np.iinfo(np.int32).max)
+    leader = min(jnp.where((score == best) & (score < jnp.inf), me, nobody), axis, groups)
     mine = jax.tree.map(lambda x: jnp.where(me == leader, x, _lowest(x.dtype)), tree)
-    return _extreme(mine, axis, groups), leader
+    found = _extreme(mine, axis, groups)
+    elected = leader < nobody
+    found = jax.tree.map(lambda f, x: jnp.where(elected, f, x), found, tree)
+    return found, jnp.where(elected, leader, np.int32(-1))
 
 
 def gather_scalars(x: jax.Array, axis: Axis) -> jax.Array:
     """Every worker's scalar, `[W]`, in the order of the workers."""
     traffic.record("all-reduce", jnp.broadcast_to(x, (size(axis),)), size(axis))
     slots = jnp.where(jnp.arange(size(axis)) == index(axis), x, jnp.zeros_like(x))
-    return vary(lax.psum(slots, axis), x)
+    return lax.psum(slots, axis)
 
 
 def all_gather(tree: Tree, axis: Axis) -> Tree:
@@ -159,7 +155,7 @@ def all_to_all(tree: Tree, axis: Axis) -> Tree:
         if isinstance(axis, str):
             return lax.all_to_all(x, axis, 0, 0)
         outer, inner = axis
-        rows = x.reshape(size(outer), size(inner), *x.shape[1:])
+        rows = x.reshape(lax.axis_size(outer), lax.axis_size(inner), *x.shape[1:])
         rows = lax.all_to_all(lax.all_to_all(rows, outer, 0, 0), inner, 1, 1)
         return rows.reshape(x.shape)
 
@@ -236,10 +232,11 @@ def at_step(step: int) -> Iterator[None]:
 
 def _extreme(tree: Tree, axis: Axis, groups: Groups | None) -> Tree:
     """The elementwise maximum, of floating-point or integer leaves."""
-    members = size(axis) if groups is None else _largest(groups)
+    num = size(axis)
+    members = num if groups is None else _largest(groups)
     traffic.record("all-reduce", tree, members, groups=groups)
     if groups is None:
-        return vary(lax.pmax(tree, axis), tree)
+        return lax.pmax(tree, axis)
     return jax.tree.map(lambda x: _group_reduce(x, axis, groups, "max"), tree)
 
 
@@ -251,22 +248,23 @@ def _group_reduce(x: jax.Array, axis: Axis, groups: Groups, op: str) -> jax.Arra
     """The sum or the maximum of a flat array over this worker's group."""
     on_mesh = _on_mesh(axis)
     if on_mesh and op == "max":
-        return vary(lax.pmax(x, axis, axis_index_groups=groups), x)
+        return lax.pmax(x, axis, axis_index_groups=groups)
     if on_mesh:  # a sum in groups is not offered where varying types are checked; its halves are
         padded = jnp.pad(x, (0, -x.size % len(groups[0])))
         part = lax.psum_scatter(padded, axis, axis_index_groups=groups, tiled=True)
-        return vary(lax.all_gather(part, axis, axis_index_groups=groups, tiled=True)[: x.size], x)
+        whole = lax.all_gather(part, axis, axis_index_groups=groups, tiled=True)
+        return lax.slice_in_dim(whole, 0, x.size)
 
     reduce, neutral = (lax.psum, 0) if op == "sum" else (lax.pmax, _lowest(x.dtype))
-    group_of = np.zeros(size(axis), np.int32)
+    group_of = np.zeros(lax.axis_size(axis), np.int32)
     for number, members in enumerate(groups):
         group_of[list(members)] = number
     if isinstance(axis, tuple):
-        on_device = group_of.reshape(-1, size(axis[1]))
+        on_device = group_of.reshape(-1, lax.axis_size(axis[1]))
         if (on_device == on_device[:, :1]).all():  # a device's workers are all in one group
             devices = [np.flatnonzero(on_device[:, 0] == g).tolist() for g in range(len(groups))]
             return _group_reduce(reduce(x, axis[1]), axis[0], devices, op)
-    mine = jnp.asarray(group_of)[index(axis)]
+    mine = jnp.asarray(group_of)[lax.axis_index(axis)]
     if isinstance(axis, tuple) and all((on_device == g).any(1).sum() == 1 for g in set(group_of)):
         axis = axis[1]  # no group leaves its device
     slots = jnp.arange(len(groups)).reshape(-1, *[1] * x.ndim) == mine
@@ -286,10 +284,12 @@ def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     if _on_mesh(axis):
         return lax.ppermute(x, axis, pairs)
     outer, inner = (None, axis) if isinstance(axis, str) else axis
-    here, slot, rows = index(outer) if outer else 0, index(inner), lax.all_gather(x, inner)
-    source = source.reshape(-1, size(inner))
-    stays = (source >= 0) & (source // size(inner) == np.arange(len(source))[:, None])
-    at = jnp.asarray(np.where(stays, source % size(inner), 0))[here, slot]
+    here, slot = lax.axis_index(outer) if outer else 0, lax.axis_index(inner)
+    rows = lax.all_gather(x, inner)
+    local = lax.axis_size(inner)
+    source = source.reshape(-1, local)
+    stays = (source >= 0) & (source // local == np.arange(len(source))[:, None])
+    at = jnp.asarray(np.where(stays, source % local, 0))[here, slot]
     received = jnp.where(jnp.asarray(stays)[here, slot], rows[at], jnp.zeros_like(x))
     for pairs, send, receive in moves.rounds(np.where(stays, -1, source)):
         row = lax.ppermute(rows[jnp.asarray(send)[here]], outer, pairs)

@@ -128,12 +128,27 @@ class Workers:
         return jax.tree.map(one, tree)
 
     def put(self, tree: Tree) -> Tree:
-        """Places a stacked tree `[W, ...]` on the mesh."""
+        """Places a stacked tree `[W, ...]` on the mesh.
+
+        Raises:
+            ValueError: if an array has no first axis of length W.
+        """
+        self._check_rows("tree", tree)
         return jax.device_put(tree, self.shardings(tree))
 
     def put_shared(self, tree: Tree) -> Tree:
         """Places a tree that all workers share on every device."""
         return jax.device_put(tree, self.replicated)
+
+    def _check_rows(self, name: str, tree: Tree) -> None:
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            shape = jnp.shape(x)
+            if not shape or shape[0] != self.num:
+                at = jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"{name}{at} has shape {shape}; its first axis must be that of the {self.num} "
+                    f"workers: [{self.num}, ...]"
+                )
 
     def spmd(self, fn: Callable, *, donate_argnums: int | Sequence[int] = ()) -> Callable:
         """Compiles a function of one worker into one program of all workers.
@@ -146,6 +161,9 @@ class Workers:
 
         Returns:
             The jitted function of stacked arrays `[W, ...]`.
+
+        Raises:
+            ValueError: when it is called, if an array of the workers has no first axis of length W.
         """
         k = self.per_device
 
@@ -157,6 +175,8 @@ class Workers:
             return jax.vmap(fn, in_axes, out_axes=(None, 0), axis_name="local")(shared, *stacked)
 
         def program(shared, *stacked):
+            for number, tree in enumerate(stacked, 1):
+                self._check_rows(f"argument {number}", tree)
             return jax.shard_map(
                 block,
                 mesh=self.mesh,

@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxdist import collectives
 from jaxdist.collectives import Axis
+from jaxdist.trees import LARGEST
 
 Tree = Any
 
@@ -83,7 +84,7 @@ def unflatten(flat: jax.Array, like: Tree) -> Tree:
     out, start = [], 0
     for x in leaves:
         size = math.prod(x.shape)
-        out.append(flat[start : start + size].reshape(x.shape))
+        out.append(lax.slice_in_dim(flat, start, start + size).reshape(x.shape))
         start += size
     return treedef.unflatten(out)
 
@@ -91,6 +92,15 @@ def unflatten(flat: jax.Array, like: Tree) -> Tree:
 def size_of(tree: Tree) -> int:
     """d, the number of elements of all leaves."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def check_size(method: str, size: int) -> None:
+    """Raises a ValueError if there are more elements than int32 indices can count."""
+    if size > LARGEST:
+        raise ValueError(
+            f"{method} counts elements in int32: allowed are {LARGEST}, and there are {size}; use "
+            f"another compressor, as 'int8'"
+        )
 
 
 def pad_last(x: jax.Array, multiple: int) -> jax.Array:

@@ -126,29 +126,46 @@ class Means:
         )
 
     def mean(
-        self, tree: Tree, memory: Memory | tuple[()], step: jax.Array, weight: Tree = 1.0
+        self,
+        tree: Tree,
+        memory: Memory | tuple[()],
+        step: jax.Array,
+        weight: Tree = 1.0,
+        otherwise: Tree | None = None,
     ) -> tuple[Tree, Tree, Memory | tuple[()]]:
-        """The weighted mean, the sum of the weights, and the new memory; see `collectives.mean`."""
+        """The weighted mean, the sum of the weights, and the new memory; see `collectives.mean`.
+
+        Where all weights are 0 nothing is added to what all know, and nothing is remembered.
+        """
+        otherwise = tree if otherwise is None else otherwise
         if self._aggregate is not None:
             good = jnp.asarray(weight) > 0
-            return *robust.aggregate(self._aggregate, tree, self._axis, good), memory
+            mean, number = robust.aggregate(self._aggregate, tree, self._axis, good)
+            choose = lambda m, other: jnp.where(number > 0, m, other.astype(m.dtype))
+            return jax.tree.map(choose, mean, otherwise), number, memory
         if self._compressor is None:
-            return *collectives.mean(tree, self._axis, weight), memory
+            return *collectives.mean(tree, self._axis, weight, otherwise=otherwise), memory
         weight = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weight)
         total = collectives.sum(weight, self._axis)
         num = collectives.size(self._axis)
-        share = jax.tree.map(lambda w, t: num * w / t, weight, total)
+        by = jax.tree.map(lambda t: jnp.where(t > 0, t, 1), total)
+        share = jax.tree.map(lambda w, t: num * w / t, weight, by)
+        some = jax.tree.map(lambda t: t > 0, total)
         if jax.tree.structure(share) != jax.tree.structure(tree):
-            share = jax.tree.map(lambda _: share, tree)
+            share, some = (jax.tree.map(lambda _, s=s: s, tree) for s in (share, some))
         apart = wide(tree)
         if self._reference:
             apart = jax.tree.map(jnp.subtract, apart, memory.reference)
         apart = jax.tree.map(lambda s, x: jnp.where(s == 0, 0, s * x), share, apart)
-        change, memory = self._send(apart, share, memory, step)
+        change, sent = self._send(apart, share, memory, step)
         if self._reference:
             change = jax.tree.map(jnp.add, memory.reference, change)
-            memory = memory._replace(reference=change)
-        return jax.tree.map(lambda m, x: m.astype(x.dtype), change, tree), total, memory
+            sent = sent._replace(reference=change)
+        choose = lambda some, m, x: jnp.where(some, m.astype(x.dtype), x)
+        found = jax.tree.map(choose, some, change, otherwise)
+        anybody = jnp.stack([s.any() for s in jax.tree.leaves(some)]).any()
+        keep = lambda new, old: jnp.where(anybody, new, old)
+        return found, total, jax.tree.map(keep, sent, memory)
 
     def sum(
         self, tree: Tree, memory: Memory | tuple[()], step: jax.Array
@@ -214,6 +231,8 @@ class Leader:
         message, state = self._compressor.encode(apart, memory.state, step)
         message, leader = collectives.from_argmin(message, score, self._axis, groups)
         change = self._compressor.decode(message, apart, step)
+        choose = lambda new, old: jnp.where(leader >= 0, new.astype(old.dtype), old)
         known = jax.tree.map(jnp.add, memory.reference, change)
-        found = jax.tree.map(lambda k, x: k.astype(x.dtype), known, tree)
+        found = jax.tree.map(choose, known, tree)
+        known = jax.tree.map(choose, known, memory.reference)
         return found, leader, memory._replace(reference=known, state=state)

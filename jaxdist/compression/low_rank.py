@@ -13,6 +13,7 @@ from jaxdist import collectives
 from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
 from jaxdist.compression.base import Compressor, Tree
+from jaxdist.trees import apart
 
 _dot = functools.partial(jnp.matmul, precision="highest")
 
@@ -68,11 +69,17 @@ class PowerSGD(Compressor):
 
     def init(self, params: Tree) -> Tree:
         key = jax.random.key(self.seed)
-        return [
-            jax.random.normal(jax.random.fold_in(key, number), (x.shape[-1], self.rank))
-            for number, x in enumerate(jax.tree.leaves(params))
-            if self._compresses(x)
-        ]
+
+        def draw(tree):
+            return [
+                jax.random.normal(
+                    jax.random.fold_in(key, number), (x.shape[-1], self.rank), x.dtype
+                )
+                for number, x in enumerate(jax.tree.leaves(tree))
+                if self._compresses(x)
+            ]
+
+        return apart(draw, params)
 
     def encode(self, tree: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
         del step

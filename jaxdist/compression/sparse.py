@@ -33,7 +33,7 @@ class TopK(Compressor):
 
     Raises:
         ValueError: if both are given, `k` < 1 or `fraction` is not in (0, 1]; in `init`, if a leaf
-            is smaller than `k`.
+            is smaller than `k` or has more than 2^31 - 1 elements.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,7 +64,8 @@ class TopK(Compressor):
 
     def init(self, params: Tree) -> Tree:
         for path, x in jax.tree_util.tree_leaves_with_path(params):
-            if self._kept(x) > (size := math.prod(x.shape)):
+            base.check_size("top_k", size := math.prod(x.shape))
+            if self._kept(x) > size:
                 raise ValueError(
                     f"k is {self.k}, but the leaf {jax.tree_util.keystr(path) or 'params'} has "
                     f"{size} elements; k must be at most that, or give fraction in its place"
@@ -86,7 +87,10 @@ class TopK(Compressor):
         ends = np.cumsum([self._kept(x) for x in leaves])[:-1]
         pieces = (jnp.split(message[name], ends) for name in ("values", "indices"))
         return treedef.unflatten(
-            jnp.zeros(math.prod(x.shape)).at[at].set(values, unique_indices=True).reshape(x.shape)
+            jnp.zeros(math.prod(x.shape), values.dtype)
+            .at[at]
+            .set(values, unique_indices=True)
+            .reshape(x.shape)
             for x, values, at in zip(leaves, *pieces, strict=True)
         )
 
@@ -113,7 +117,8 @@ class RandomK(Compressor):
         seed: what the sets are drawn from.
 
     Raises:
-        ValueError: if `fraction` is not in (0, 1], or `seed` is no integer of at least 0.
+        ValueError: if `fraction` is not in (0, 1], or `seed` is no integer of at least 0; in
+            `init`, if there are more than 2^31 - 1 elements.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,11 +139,15 @@ class RandomK(Compressor):
         base.check_fraction("fraction", self.fraction)
         check_integer("seed", self.seed, 0)
 
+    def init(self, params: Tree) -> Tree:
+        base.check_size("random_k", base.size_of(params))
+        return ()
+
     def encode(self, tree: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
         return base.flatten(tree)[self._drawn(tree, step)], state
 
     def decode(self, message: Tree, like: Tree, step: jax.Array) -> Tree:
-        flat = jnp.zeros(base.size_of(like))
+        flat = jnp.zeros(base.size_of(like), message.dtype)
         flat = flat.at[self._drawn(like, step)].set(message, unique_indices=True)
         return base.unflatten(flat, like)
 

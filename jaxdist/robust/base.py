@@ -82,7 +82,7 @@ def aggregate(
         rows = jnp.where(everyone[:, None] > 0, rows, 0)
         found = chosen.combine(rows, everyone > 0, total)
         found = jnp.where(everyone.sum() > 0, found, jnp.nan)
-        return collectives.all_gather(found, axis).reshape(-1)[: flat.size]
+        return lax.slice_in_dim(collectives.all_gather(found, axis).reshape(-1), 0, flat.size)
 
     found = on_flat(on_parts, jax.tree.map(lambda x: x.astype(widest), tree))
     return jax.tree.map(lambda f, x: f.astype(x.dtype), found, tree), everyone.sum()

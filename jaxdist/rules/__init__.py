@@ -4,7 +4,9 @@ A rule goes last in an `optax.chain`, after the local optimizer; `average_gradie
 `RULES` names them all.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from jaxdist.collectives import Axis
 from jaxdist.names import lookup
 from jaxdist.rules.al_dsgd import al_dsgd
 from jaxdist.rules.averaging import (
+    GradientState,
     average_gradients,
     hierarchical_sgd,
     local_sgd,
@@ -34,6 +37,7 @@ from jaxdist.rules.overlap import overlap_local_sgd
 from jaxdist.rules.push_pull import dppf
 from jaxdist.rules.push_sum import sgp
 from jaxdist.rules.streaming import streaming_diloco
+from jaxdist.trees import path_name
 
 RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "average_gradients": average_gradients,
@@ -65,7 +69,7 @@ RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "choco": choco,
 }
 
-__all__ = ["RULES", "center", "communicate", "compose", "is_rule", "metrics", *RULES]
+__all__ = ["RULES", "center", "check_order", "communicate", "compose", "is_rule", "metrics", *RULES]
 
 
 def compose(
@@ -142,13 +146,58 @@ def metrics(state: optax.OptState) -> dict[str, jax.Array]:
 
     Returns:
         Arrays by name, as "weight", "center_distance", "leader"; of a tree, one for each leaf, as
-        "weight/dense/kernel". Zeros (or a leader of -1) before the first sync.
+        "weight/dense/kernel". Zeros (or a leader of -1) before the first sync. What a second rule
+        of the chain has under the same name is "weight (2)".
+
+    Warns:
+        UserWarning: as `check_order`.
     """
+    check_order(state)
     found = {}
     for told in _fields(state, "metrics"):
         for path, value in jax.tree_util.tree_leaves_with_path(told):
-            found[jax.tree_util.keystr(path, simple=True, separator="/")] = value
+            name, number = path_name(path), 1
+            while (unique := name if number == 1 else f"{name} ({number})") in found:
+                number += 1
+            found[unique] = value
     return found
+
+
+def check_order(state: optax.OptState) -> None:
+    """Looks at where rules stand in a chain, as its state shows it.
+
+    Warns:
+        UserWarning: if a transformation comes after a rule, which then works on what is not yet the
+            change of the parameters; or if `optax.MultiSteps` is around one, where it communicates
+            at every micro-step and the extra argument `step` is wrong.
+
+    Example:
+        >>> import warnings, jax.numpy as jnp, jaxdist, optax
+        >>> tx = optax.chain(jaxdist.rules.local_sgd("w"), optax.adam(0.1))
+        >>> with warnings.catch_warnings(record=True) as found:
+        ...     jaxdist.rules.check_order(tx.init(jnp.ones(3)))
+        >>> str(found[0].message)[:39]
+        'a transformation comes after a rule, so'
+    """
+    parts = jax.tree.leaves(state, is_leaf=lambda s: s is not state and isinstance(s, tuple))
+    parts = [part for part in parts if isinstance(part, tuple)]
+    ruled = [not isinstance(part, GradientState) and _holds_rule(part) for part in parts]
+    if type(state) is tuple and any(before and not after for before, after in pairwise(ruled)):
+        warnings.warn(
+            "a transformation comes after a rule, so that workers will not agree on the parameters;"
+            " a rule goes last in a chain: optax.chain(optimizer, rule), as rules.compose does",
+            stacklevel=3,
+        )
+    if isinstance(state, optax.MultiStepsState) and any(ruled):
+        warnings.warn(
+            "optax.MultiSteps is around a rule, which then communicates at every micro-step of a "
+            "step that is due; leave out step=..., which would count micro-steps, or accumulate "
+            "gradients before the chain",
+            stacklevel=3,
+        )
+    for part in parts:
+        if not is_rule(part):
+            check_order(part)
 
 
 def center(state: optax.OptState) -> optax.Params | None:
@@ -158,6 +207,10 @@ def center(state: optax.OptState) -> optax.Params | None:
     only with prox > 0.
     """
     return next((c for c in _fields(state, "center") if jax.tree.leaves(c)), None)
+
+
+def _holds_rule(state: Any) -> bool:
+    return any(map(is_rule, jax.tree.leaves(state, is_leaf=is_rule)))
 
 
 def _fields(state: Any, name: str) -> Iterator[Any]:

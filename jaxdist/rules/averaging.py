@@ -12,17 +12,25 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
 from jaxdist.robust import Aggregate
-from jaxdist.rules import base
+from jaxdist.rules import base, leaves
 
 
 class AveragingState(NamedTuple):
-    """State of the rules that average.
+    """State of the rules that average parameters.
 
     Attributes:
         count: steps taken.
         metrics: empty.
         memory: of the compressed exchange, () without compression.
     """
+
+    count: jax.Array
+    metrics: dict[str, Any]
+    memory: Any
+
+
+class GradientState(NamedTuple):
+    """State of `average_gradients`, with the fields of `AveragingState`."""
 
     count: jax.Array
     metrics: dict[str, Any]
@@ -39,7 +47,8 @@ def average_gradients(
 
     g_i <- mean_j g_j
 
-    A worker whose gradient is not finite is left out of the mean, and steps with it. Compressed,
+    A worker whose gradient is not finite is left out of the mean, and steps with it; if that is so
+    of all, each keeps its own, for `optax.apply_if_finite` and its like to see. Compressed,
     what was left out of a gradient is added to the next: "power_sgd" makes this PowerSGD,
     "top_k(fraction=0.01)" top-k SGD with error feedback.
 
@@ -70,13 +79,16 @@ def average_gradients(
 
     def update(updates, state, params=None, *, only=base.PARTS, **_):
         del params
-        if "local" not in only:
+        gradient = leaves.floats(updates, updates, "updates")
+        if "local" not in only or not jax.tree.leaves(gradient):
             return updates, state
-        weight = base.healthy(updates)
-        average, _, memory = means.mean(updates, state.memory, state.count, weight)
-        return average, state._replace(count=state.count + 1, memory=memory)
+        weight = base.healthy(gradient)
+        average, _, memory = means.mean(gradient, state.memory, state.count, weight)
+        new = GradientState(state.count + 1, {}, memory)
+        return leaves.with_floats(updates, average), leaves.like(new, state)
 
-    return optax.GradientTransformationExtraArgs(_init(means), update)
+    init = base.starting(lambda params: GradientState(base.counter(), {}, means.init(params)))
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def local_sgd(

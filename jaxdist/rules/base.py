@@ -14,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jaxdist import collectives
 from jaxdist.collectives import Axis
+from jaxdist.rules import leaves
 from jaxdist.traffic import Due
+from jaxdist.trees import wide
 
 Params = optax.Params
 
@@ -89,6 +92,9 @@ def rule(
     The transformation's extra argument `only`, some of `PARTS`, leaves the other parts out. Without
     "local" it is no local step: the updates are taken for zero and the counter stands still.
 
+    The parts see the real floating-point leaves only, see `rules.leaves`; a tree without any is
+    left alone. Raises ValueErrors for a complex leaf, and for updates that are the gradient.
+
     Args:
         init: gives the state at the start, with `count` and `metrics`.
         *syncs: pairs of a vectorised function of the step (None: every step) and what to do then;
@@ -112,31 +118,50 @@ def rule(
             raise ValueError("params is None; a rule needs tx.update(updates, state, params)")
         for part in only:
             check_choice("only", part, PARTS)
-        if "local" not in only:
-            updates = jax.tree.map(jnp.zeros_like, updates)
-        step = state.count if step is None else step
-        of_gradient = _like(grad, params), _like(probe_grad, params)
-        extra = Extra(params, updates, step, value, *of_gradient)
+        _check_order(updates, grad)
+        given, before, step = updates, state, state.count if step is None else step
+        seen = lambda tree, name: tree if tree is None else leaves.floats(params, tree, name)
+        gradients = seen(grad, "grad"), seen(probe_grad, "probe_grad")
+        updates, params = seen(updates, "updates"), seen(params, "params")
+        updates = jax.tree.map(lambda u, p: _local(u, p, "local" in only), updates, params)
+        extra = Extra(params, updates, step, value, *gradients)
 
         def acting(act):
             def run(updates, state):
                 x = optax.apply_updates(params, updates)
-                new, state = act(x, state, extra)
-                return jax.tree.map(_update, updates, params, x, new), state
+                new, changed = act(x, state, extra)
+                updates = jax.tree.map(_update, updates, params, x, new)
+                return updates, leaves.like(changed, state)
 
             return run
 
-        if local is not None and "local" in only:
+        empty = not jax.tree.leaves(params)
+        if local is not None and "local" in only and not empty:
             updates, state = acting(local)(updates, state)
         for sync in syncs:
-            if ("launch" if isinstance(sync, Launch) else "sync") in only:
+            if ("launch" if isinstance(sync, Launch) else "sync") in only and not empty:
                 due, act = sync
                 updates, state = collectives.when(
                     due, step, acting(act), lambda *unchanged: unchanged, updates, state
                 )
-        return updates, state._replace(count=state.count + ("local" in only))
+        state = state._replace(count=state.count + ("local" in only))
+        return leaves.with_floats(given, updates), leaves.like(state, before)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(starting(init), update)
+
+
+def starting(init: Callable[[Params], State]) -> Callable[[Params], State]:
+    """The `init` of a transformation: of the real leaves, with arrays of its own.
+
+    Of descriptions (`jax.ShapeDtypeStruct`) it gives descriptions.
+    """
+
+    def start(params):
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+            return jax.eval_shape(start, params)
+        return leaves.own(init(leaves.floats(params, params, "params")), params)
+
+    return start
 
 
 def rule_of_size(
@@ -153,20 +178,25 @@ def rule_of_size(
         acting = alone if {*only} == {"local"} else made(collectives.size(axis))
         return acting.update(updates, state, params, only=only, **extra)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(alone.init, update)
 
 
 def healthy(x: Params) -> jax.Array:
-    """Whether all of this worker's parameters are finite: a bool scalar."""
-    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a: jnp.isfinite(a).all(), x), True)
+    """Whether all of this worker's parameters are finite: a bool scalar.
+
+    Sorting finds the least: XLA writes a reduction of what the leaves say into each operation that
+    uses it, and then compiles for minutes where leaves are many.
+    """
+    found = [lax.reduce_and(lax.is_finite(a), range(a.ndim)) for a in jax.tree.leaves(x)]
+    return lax.sort(jnp.stack(found))[0] if found else jnp.bool_(True)
 
 
 def pull(x: Params, target: Params, strength: float | jax.Array) -> Params:
     """Returns x + strength (target - x), computed in float32 or wider."""
 
     def one(x, c):
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        return (x.astype(wide) + strength * (c.astype(wide) - x.astype(wide))).astype(x.dtype)
+        a, c = wide(x), wide(c)
+        return lax.convert_element_type(a + strength * (c - a), x.dtype)
 
     return jax.tree.map(one, x, target)
 
@@ -222,16 +252,26 @@ def check_axis(axis: Axis) -> None:
         raise ValueError(f"axis is {axis!r}; it must be a name or a pair (mesh axis, vmap axis)")
 
 
+def _local(u: jax.Array, p: jax.Array, local: bool) -> jax.Array:
+    """The local step's update, none if there is no local step, in no fewer bits than the parameter.
+
+    So that what a sync adds to it is not rounded more than the parameters are.
+    """
+    u = jnp.asarray(u, jnp.promote_types(jnp.result_type(u), p.dtype))
+    return u if local else jnp.zeros_like(u)
+
+
 def _update(u: jax.Array, p: jax.Array, x: jax.Array, new: jax.Array) -> jax.Array:
     if new is x:
         return u
-    wide = jnp.promote_types(p.dtype, jnp.float32)
-    return (new.astype(wide) - p.astype(wide)).astype(u.dtype)
+    return lax.convert_element_type(wide(new) - wide(p), u.dtype)
 
 
-def _like(tree: Params | None, params: Params) -> Params | None:
-    """Drops from `tree` the leaves that `optax.masked` has hidden in `params`."""
-    if tree is None:
-        return None
-    hidden = lambda p: isinstance(p, optax.MaskedNode)
-    return jax.tree.map(lambda p, x: p if hidden(p) else x, params, tree, is_leaf=hidden)
+def _check_order(updates: Params, grad: Params | None) -> None:
+    """Raises a ValueError if no optimizer stands before the rule: it was given the gradient."""
+    pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(grad), strict=False)
+    if any(u is g for u, g in pairs):
+        raise ValueError(
+            "updates is the gradient itself, so that no optimizer stands before the rule; a rule "
+            "goes last: optax.chain(optax.sgd(0.1), rule)"
+        )

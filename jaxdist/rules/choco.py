@@ -15,7 +15,7 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.rules import base, mixing
 from jaxdist.topology import Topology
-from jaxdist.trees import wide
+from jaxdist.trees import apart, wide
 
 COPIES = ("own", "neighbour")
 
@@ -152,7 +152,8 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
 
     def init(params):
         x, none = wide(params), mixing.init(params)
-        stack = lambda tree: jax.tree.map(lambda a: jnp.stack([a] * slots), tree)
+        copies = lambda tree: jax.tree.map(lambda a: jnp.stack([a] * slots), tree)
+        stack = lambda tree: apart(copies, tree)
         return ChocoState(none.count, stack(x), stack(x), stack(compressor.init(x)), none.metrics)
 
     def act_on(graph):
@@ -160,7 +161,7 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
             me, before = collectives.index(axis), wide(x)
             decode = lambda message: compressor.decode(message, before, extra.step)
             for source, weights in zip(graph.rounds, graph.round_weights, strict=True):
-                sender = jnp.asarray(source)[me]
+                sender = jnp.asarray(source, jnp.int32)[me]
                 slot = jnp.asarray(slot_of)[me, sender]
                 mine, theirs, memory = jax.tree.map(
                     lambda a, slot=slot: a[slot], (state.known, state.mixed, state.memory)

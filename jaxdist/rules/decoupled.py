@@ -12,7 +12,7 @@ from jaxdist import collectives
 from jaxdist.checks import check_above
 from jaxdist.collectives import Axis
 from jaxdist.rules import base, tables
-from jaxdist.trees import wide
+from jaxdist.trees import choose, wide
 
 
 class DecoupledState(NamedTuple):
@@ -128,13 +128,13 @@ def decoupled(
         gradient = jax.tree.map(lambda p: p / jnp.where(met, total, 1), parts)
         updates, outer_state = outer.update(gradient, state.outer, state.anchor)
         merged = optax.apply_updates(state.anchor, updates), outer_state
-        anchor, outer_state = _where(met, merged, (state.anchor, state.outer))
+        anchor, outer_state = choose(met, merged, (state.anchor, state.outer))
         metrics = {
             "anchor_distance": base.distance(x, state.anchor),
             "merged": jnp.where(met, num, 0),
         }
         new = jax.tree.map(lambda x, a: a.astype(x.dtype), x, anchor)
-        x, steps = _where(met & here, (new, base.counter()), (x, state.steps))
+        x, steps = choose(met & here, (new, base.counter()), (x, state.steps))
         return x, DecoupledState(state.count, steps, anchor, outer_state, metrics)
 
     def syncs(num):
@@ -146,10 +146,6 @@ def decoupled(
         return [(base.every(period), sync)]
 
     return base.rule_of_size(axis, init, syncs, local)
-
-
-def _where(condition, yes, no):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _who(arrived):

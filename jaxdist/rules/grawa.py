@@ -11,6 +11,7 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
+from jaxdist.trees import apart, path_name
 
 # The norm's floor: a worker or leaf without a gradient gets a large weight, not an infinite one.
 FLOOR = 1e-12
@@ -61,8 +62,8 @@ def mgrawa(
     `norm_source="training"`, A is the running mean of the norms of the training gradients (extra
     argument `grad`), begun afresh after each sync. With "probe", it is updated once a sync with the
     gradient of a batch of the whole training set (extra argument `probe_grad`), and goes on. Norms
-    are in float32. A worker whose parameters or norms are not finite has weight 0. Sends one
-    all-reduce of d + 1 numbers a sync.
+    are in float32. A worker whose parameters or norms are not finite has weight 0; if all have,
+    nobody is pulled. Sends one all-reduce of d + 1 numbers a sync.
 
     Args:
         axis: the workers' axis.
@@ -99,10 +100,10 @@ def mgrawa(
     base.check_choice("norm", norm, ("sum_of_leaf_norms", "l2"))
 
     def model_norm(norms):
-        leaves = jax.tree.leaves(norms)
+        norms = jax.tree.leaves(norms)
         if norm == "l2":
-            return jnp.sqrt(sum(jnp.square(n).sum() for n in leaves))
-        return sum(n.sum() for n in leaves)
+            return jnp.sqrt(sum(jnp.square(n).sum() for n in norms))
+        return sum(n.sum() for n in norms)
 
     means = Means(axis, compress, "levels")
     return _grawa(
@@ -119,6 +120,7 @@ def lgrawa(
     norm_source: Literal["training", "probe"] = "training",
     decay: float | None = None,
     layer_axis: LayerAxis = None,
+    skip_unused: bool = False,
     compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LGRAWA: `mgrawa` with a weight for each layer.
@@ -126,7 +128,9 @@ def lgrawa(
     beta_i,l = (1 / A_i,l) / sum_j (1 / A_j,l);  C_l = sum_j beta_j,l x_j,l
 
     A layer is a leaf of the parameters (a kernel and its bias are two), or a slice of one along
-    `layer_axis`. Sends one all-reduce of d + L numbers a sync.
+    `layer_axis`. By the equation a layer is taken almost wholly from a worker that had no gradient
+    there since the last sync, as of an expert or an embedding that its batches did not use: see
+    `skip_unused`. Sends one all-reduce of d + L numbers a sync.
 
     Args:
         axis: the workers' axis.
@@ -136,6 +140,8 @@ def lgrawa(
         norm_source: "training" or "probe".
         decay: of the running mean, in [0, 1); None for 0.85 (training) or 0.9 ** 8 (probe).
         layer_axis: for scanned layers, as in `mgrawa`.
+        skip_unused: whether a worker has weight 0 for a layer whose norm is 0; of a layer that
+            nobody used, nobody is pulled.
         compress: as in `mgrawa`.
 
     Raises:
@@ -151,11 +157,33 @@ def lgrawa(
     """
     means, each = Means(axis, compress, "levels"), lambda norms: norms
     return _grawa(
-        "lgrawa", axis, period, strength, prox, norm_source, decay, layer_axis, means, each
+        "lgrawa",
+        axis,
+        period,
+        strength,
+        prox,
+        norm_source,
+        decay,
+        layer_axis,
+        means,
+        each,
+        skip_unused,
     )
 
 
-def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, means, combine):
+def _grawa(
+    name,
+    axis,
+    period,
+    strength,
+    prox,
+    norm_source,
+    decay,
+    layer_axis,
+    means,
+    combine,
+    skip_unused=False,
+):
     base.check_axis(axis)
     base.check_period("period", period)
     base.check_between("strength", strength, 0, 1)
@@ -176,7 +204,8 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, m
         return state._replace(norm=norm, norm_count=state.norm_count + 1)
 
     def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(norms_of, params))
+        none = lambda p: jax.tree.map(jnp.zeros_like, jax.eval_shape(norms_of, p))
+        zeros = apart(none, params)
         metrics = {
             "weight": zeros,
             "gradient_norm": zeros,
@@ -190,15 +219,22 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, m
             state = add_norm(state, extra.need("grad", name))
         return (base.pull(x, state.center, prox / period) if keep else x), state
 
+    def kept(total, center, before):
+        if jax.tree.structure(total) != jax.tree.structure(center):
+            total = jax.tree.map(lambda _: total, center)
+        return jax.tree.map(lambda t, c, b: jnp.where(t > 0, c, b), total, center, before)
+
     def sync(x, state, extra):
         if not training:
             state = add_norm(state, extra.need("probe_grad", f"{name} with norm_source='probe'"))
-        corrected = jax.tree.map(lambda A: A / (1 - decay**state.norm_count), state.norm)
+        left = jnp.asarray(decay, jnp.float32) ** state.norm_count
+        corrected = jax.tree.map(lambda A: A / (1 - left), state.norm)
         usable = base.healthy(x) & base.healthy(corrected)
-        u = jax.tree.map(lambda A: jnp.where(usable, 1 / jnp.maximum(A, FLOOR), 0), corrected)
+        trusted = lambda A: usable & (A > 0) if skip_unused else usable
+        u = jax.tree.map(lambda A: jnp.where(trusted(A), 1 / jnp.maximum(A, FLOOR), 0), corrected)
         center, total, memory = means.mean(x, state.memory, extra.step, u)
         metrics = {
-            "weight": jax.tree.map(jnp.divide, u, total),
+            "weight": jax.tree.map(lambda u, t: u / jnp.where(t > 0, t, 1), u, total),
             "gradient_norm": corrected,
             "center_distance": base.distance(x, center),
         }
@@ -206,7 +242,7 @@ def _grawa(name, axis, period, strength, prox, norm_source, decay, layer_axis, m
         state = state._replace(
             norm=jax.tree.map(lambda A: jnp.where(forget, 0, A), state.norm),
             norm_count=jnp.where(forget, 0, state.norm_count),
-            center=center if keep else (),
+            center=kept(total, center, state.center) if keep else (),
             metrics=metrics,
             memory=memory,
         )
@@ -228,11 +264,7 @@ def leaf_norms(tree: Any, layer_axis: LayerAxis = None) -> Any:
     """
 
     def one(path, x):
-        axis = (
-            layer_axis(jax.tree_util.keystr(path, simple=True, separator="/"))
-            if callable(layer_axis)
-            else layer_axis
-        )
+        axis = layer_axis(path_name(path)) if callable(layer_axis) else layer_axis
         square = jnp.square(x.astype(jnp.float32))
         if axis is None:
             return jnp.sqrt(square.sum())

@@ -62,7 +62,8 @@ def lsgd(
 
     The loss is the mean of the last `window` training losses (extra argument `value`); ties go to
     the lowest index. Before the first sync the leaders are the initial parameters. A worker whose
-    loss or parameters are not finite never leads. Without groups there are no local leaders. Sends
+    loss or parameters are not finite never leads; if that is so of all, nobody does, and nobody is
+    pulled. Without groups there are no local leaders. Sends
     one all-reduce of d numbers and two of one number for each leader.
 
     Args:
@@ -149,7 +150,7 @@ def lsgd(
         _check_members(groups, collectives.size(axis))
         leader, who, memory = elect(x, state, state.local_memory, groups, extra.step)
         state = state._replace(
-            local_leader=leader if keep_local else (),
+            local_leader=_led(who, leader, state.local_leader) if keep_local else (),
             metrics=state.metrics | {"local_leader": who},
             local_memory=memory,
         )
@@ -159,7 +160,9 @@ def lsgd(
         leader, who, memory = elect(x, state, state.memory, None, extra.step)
         metrics = {"leader": who, "leader_distance": base.distance(x, leader)}
         state = state._replace(
-            leader=leader if keep else (), metrics=state.metrics | metrics, memory=memory
+            leader=_led(who, leader, state.leader) if keep else (),
+            metrics=state.metrics | metrics,
+            memory=memory,
         )
         return base.pull(x, leader, strength), state
 
@@ -167,6 +170,11 @@ def lsgd(
     if groups is not None:
         syncs.insert(0, (base.every(local_period), local_sync))
     return base.rule(init, *syncs, local=local)
+
+
+def _led(who, leader, before):
+    """The new leader's parameters; those of the one before if nobody leads."""
+    return jax.tree.map(lambda new, old: jnp.where(who >= 0, new, old), leader, before)
 
 
 def _check_groups(groups):

@@ -175,7 +175,8 @@ def fold(
 
         def receive(carry, message, source=source, weights=weights):
             arrived = collectives.permute(message, axis, source)
-            return visit(carry, arrived, jnp.asarray(source)[me], jnp.asarray(weights)[me])
+            sender = jnp.asarray(source, jnp.int32)[me]
+            return visit(carry, arrived, sender, jnp.asarray(weights)[me])
 
         due = None if active is None else active[number]
         carry = collectives.when(due, step, receive, lambda carry, _: carry, carry, message)
@@ -214,11 +215,6 @@ def add(total: Tree, y: Tree, weight: jax.Array) -> Tree:
 def plus(x: Tree, moved: Tree) -> Tree:
     """Returns x + moved in the types of x."""
     return jax.tree.map(lambda a, m: (a.astype(m.dtype) + m).astype(a.dtype), x, moved)
-
-
-def choose(condition: jax.Array, x: Tree, y: Tree) -> Tree:
-    """Returns x where the condition, a scalar, holds, else y."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
 def _of_step(fn: Callable, s: Any) -> Any:

@@ -11,7 +11,7 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
-from jaxdist.trees import wide
+from jaxdist.trees import choose, wide
 
 
 class NolocoState(NamedTuple):
@@ -93,7 +93,7 @@ def noloco(
                 del weight
                 theirs = wire.read(arrived, own, extra.step)
                 met = (sender >= 0) & base.healthy(theirs)
-                return mixing.choose(met, (theirs, sender), carry)
+                return choose(met, (theirs, sender), carry)
 
             start = own, none
             (slow, change), partner = mixing.fold(visit, start, message, graph, axis, extra.step)

@@ -11,7 +11,7 @@ from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
 from jaxdist.robust import Aggregate
 from jaxdist.rules import base
-from jaxdist.trees import wide
+from jaxdist.trees import choose, wide
 
 
 class OuterState(NamedTuple):
@@ -51,8 +51,8 @@ def diloco(
     By default outer is Nesterov SGD:
     m <- momentum m + D;  theta <- theta - outer_lr (D + momentum m)
 
-    States of the local optimizer are kept. A worker that is not finite is left out of the mean. All
-    workers must start from the same parameters. Sends one all-reduce of d + 1 numbers a period.
+    States of the local optimizer are kept. A worker that is not finite is left out of the mean; if
+    all are, theta stays. All workers must start from the same parameters. Sends one all-reduce of d + 1 numbers a period.
 
     Args:
         axis: the workers' axis.
@@ -139,9 +139,10 @@ def _outer(axis, period, outer, compress, aggregate):
     def sync(x, state, extra):
         anchor = state.anchor
         apart = jax.tree.map(jnp.subtract, anchor, wide(x))
-        gradient, _, memory = means.mean(apart, state.memory, extra.step, base.healthy(x))
+        gradient, total, memory = means.mean(apart, state.memory, extra.step, base.healthy(x))
         updates, outer_state = outer.update(gradient, state.outer, anchor)
-        new = optax.apply_updates(anchor, updates)
+        moved = optax.apply_updates(anchor, updates), outer_state
+        new, outer_state = choose(total > 0, moved, (anchor, state.outer))
         metrics = {
             "anchor_distance": base.distance(x, anchor),
             "outer_step": base.distance(new, anchor),

@@ -1,0 +1,50 @@
+"""The axis over which workers lie: how many they are, and which of them this one is."""
+
+import math
+
+import jax
+from jax import lax
+
+Axis = str | tuple[str, str]
+WORKERS = ("worker", "local")
+"""What `Workers` calls its mesh axis and, with several workers on a device, its `vmap` axis."""
+
+
+def size(axis: Axis) -> int:
+    """The number of workers W on `axis`.
+
+    Raises:
+        ValueError: if the axis is not bound, that is, outside of `Workers.spmd`, `shard_map` or
+            `vmap(axis_name=...)`; or if it is only a part of the axis of `Workers`.
+    """
+    names = (axis,) if isinstance(axis, str) else tuple(axis)
+    bound = {name: n for name in {*WORKERS, *names} if (n := _bound(name)) is not None}
+    if not bound.keys() >= {*names}:
+        there = [name for name in WORKERS if name in bound]
+        hint = f" (bound are {there}; Workers.axis is the axis to use)" if there else ""
+        raise ValueError(
+            f"axis {axis!r} is not bound here; call this inside Workers.spmd, jax.shard_map or "
+            f"jax.vmap with axis_name={axis!r}{hint}"
+        )
+    if {*names} & {*WORKERS}:
+        missing = [name for name in WORKERS if name not in names and bound.get(name, 1) > 1]
+        if missing or (len(names) > 1 and names != WORKERS):
+            raise ValueError(
+                f"axis is {axis!r}, but workers are on {WORKERS!r} here, several on a device: only "
+                f"some of them would take part. Use Workers.axis, which is right on any devices"
+            )
+    return math.prod(bound[name] for name in names)
+
+
+def _bound(name: str) -> int | None:
+    """The size of an axis, or None where there is none of that name."""
+    try:
+        return lax.axis_size(name)
+    except NameError:
+        return None
+
+
+def index(axis: Axis) -> jax.Array:
+    """This worker's index, int32 in [0, W)."""
+    size(axis)
+    return lax.axis_index(axis)
