@@ -18,7 +18,7 @@ def is_real(x: Any) -> bool:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """A leaf's path as text, as "dense/kernel"; "/" within a name is written "\\/".
+    r"""A leaf's path as text, as "dense/kernel"; "/" within a name is written "\\/".
 
     Example:
         >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a/b": {"c": 1}})

@@ -17,7 +17,7 @@ from jaxdist.rules import base, mixing
 from jaxdist.rules.matcha import Activated
 from jaxdist.topology import Topology
 from jaxdist.topology.matcha import check_budget
-from jaxdist.trees import wide
+from jaxdist.trees import choose, wide
 
 VARIANTS = ("paper", "released")
 
@@ -205,8 +205,8 @@ def _meet(graph, dues, axis, wire, step, x, value, degrees, before=None):
         else:
             loss, degree = met.loss, met.degree
             better, busier = sender == met.leader, sender == met.hub
-        leader = mixing.choose(here & better, (sender, loss, y), met.by_loss)
-        hub = mixing.choose(here & busier, (sender, degree, y), met.by_degree)
+        leader = choose(here & better, (sender, loss, y), met.by_loss)
+        hub = choose(here & busier, (sender, degree, y), met.by_degree)
         return _Met(moved, *leader, *hub)
 
     return mixing.fold(visit, start, message, graph, axis, step, dues)

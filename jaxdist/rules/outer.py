@@ -52,7 +52,8 @@ def diloco(
     m <- momentum m + D;  theta <- theta - outer_lr (D + momentum m)
 
     States of the local optimizer are kept. A worker that is not finite is left out of the mean; if
-    all are, theta stays. All workers must start from the same parameters. Sends one all-reduce of d + 1 numbers a period.
+    all are, theta stays. All workers must start from the same parameters. Sends one all-reduce of
+    d + 1 numbers a period.
 
     Args:
         axis: the workers' axis.
