@@ -154,9 +154,9 @@ def _attack(axis, period, workers, craft: Craft) -> optax.GradientTransformation
             raise ValueError(f"workers is {workers} of {num}; at least one must be good")
         x = wide(optax.apply_updates(params, updates))
         honest = (me < num - workers) & base.healthy(x)
-        mean, _ = collectives.mean(x, axis, honest)
+        mean, _ = collectives.mean(x, axis, honest, otherwise=x)
         square = jax.tree.map(lambda a, m: jnp.square(a - m), x, mean)
-        variance, _ = collectives.mean(square, axis, honest)
+        variance, _ = collectives.mean(square, axis, honest, otherwise=square)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), me)
         y = craft(Seen(start, mean, jax.tree.map(jnp.sqrt, variance), key))
         bad = me >= num - workers

@@ -27,8 +27,11 @@ def size(axis: Axis) -> int:
             f"jax.vmap with axis_name={axis!r}{hint}"
         )
     if {*names} & {*WORKERS}:
-        missing = [name for name in WORKERS if name not in names and bound.get(name, 1) > 1]
-        if missing or (len(names) > 1 and names != WORKERS):
+        outer, inner = WORKERS
+        part = (outer in bound and outer not in names) or (
+            inner not in names and bound.get(inner, 1) > 1
+        )
+        if part or (len(names) > 1 and names != WORKERS):
             raise ValueError(
                 f"axis is {axis!r}, but workers are on {WORKERS!r} here, several on a device: only "
                 f"some of them would take part. Use Workers.axis, which is right on any devices"

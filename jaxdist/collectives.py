@@ -55,7 +55,7 @@ def mean(
 
     mean = sum_i w_i x_i / sum_i w_i. A worker of weight 0 is left out even where its x is not
     finite. Sums are float32 or wider; the mean has the leaves' types. If all weights are 0 there is
-    no mean: every worker gets its own x back.
+    no mean: it is `otherwise`.
 
     Args:
         tree: this worker's x.
@@ -63,7 +63,7 @@ def mean(
         weight: this worker's w >= 0, a scalar, or a tree like `tree` whose leaves broadcast against
             its leaves: one weight a leaf, or one for each slice of a leaf.
         groups: as for `sum`.
-        otherwise: what a worker gets if all weights are 0, a tree like `tree`; None for its x.
+        otherwise: what this worker gets if all weights are 0, a tree like `tree`; None for NaN.
 
     Returns:
         The mean, and sum_i w_i (a tree if `weight` is one).
@@ -77,7 +77,7 @@ def mean(
         return jnp.where(out, 0, w * wide(x))
 
     def average(s, t, some, x, other):
-        return lax.convert_element_type(jnp.where(some, s / t, wide(other)), x.dtype)
+        return lax.convert_element_type(jnp.where(some, s / t, other), x.dtype)
 
     weight = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weight)
     out = jax.tree.map(lambda w: w == 0, weight)
@@ -85,8 +85,8 @@ def mean(
     terms, total = sum((terms, weight), axis, groups)
     some = jax.tree.map(lambda t: t > 0, total)
     by = jax.tree.map(lambda t, some: jnp.where(some, t, 1), total, some)
-    otherwise = tree if otherwise is None else otherwise
-    return jax.tree.map(average, terms, each_leaf(by), each_leaf(some), tree, otherwise), total
+    other = jax.tree.map(lambda _: jnp.nan, tree) if otherwise is None else wide(otherwise)
+    return jax.tree.map(average, terms, each_leaf(by), each_leaf(some), tree, other), total
 
 
 def max(x: jax.Array, axis: Axis, groups: Groups | None = None) -> jax.Array:

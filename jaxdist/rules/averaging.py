@@ -222,7 +222,8 @@ def hierarchical_sgd(
                 )
             groups = [list(range(i, i + size)) for i in range(0, num, size)]
             whole = size == num
-            mean, _ = collectives.mean(x, axis, base.healthy(x), None if whole else groups)
+            among = None if whole else groups
+            mean, _ = collectives.mean(x, axis, base.healthy(x), among, otherwise=x)
             return mean, state
 
         return act
