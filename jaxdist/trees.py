@@ -101,7 +101,9 @@ def _buckets(leaves: Sequence[jax.Array], at_once: bool) -> list[list[int]]:
                 held = leaves[i].size
             found[-1].append(i)
         if at_once and len([b for b in found if leaves[b[0]].dtype == dtype]) > 1:
-            raise ValueError(f"tree has more than {LARGEST} numbers of type {dtype}; that is most")
+            raise ValueError(
+                f"tree has more than {LARGEST} numbers of type {dtype}, which is the most"
+            )
     return found
 
 

@@ -101,7 +101,7 @@ def lspfb(
             lambda old, rows: (absorb(*old, rows), None), vary(old, blocks), blocks
         )
         solve = lambda g: _solve(R, D + damping, g)
-        scaled = on_flat(solve, wide(updates))
+        scaled = on_flat(solve, wide(updates), at_once=True)
         scaled = jax.tree.map(lambda s, u: s.astype(u.dtype), scaled, updates)
         return scaled, LspfbState(state.count + 1, R, D)
 

@@ -160,7 +160,7 @@ def _scale_by_bound(damping, averaging):
         curvature = (1 - beta) * old + beta * _curvature(model)
         damped = curvature + damping * jnp.eye(len(old), dtype=old.dtype)
         solve = lambda g: jax.scipy.linalg.solve(damped, g, assume_a="pos")
-        scaled = on_flat(solve, wide(updates))
+        scaled = on_flat(solve, wide(updates), at_once=True)
         scaled = jax.tree.map(lambda s, u: s.astype(u.dtype), scaled, updates)
         return scaled, SpfbState(state.count + 1, curvature)
 

@@ -19,7 +19,7 @@ def median() -> Aggregate:
         values, number = _sorted(rows, good), good.sum()
         return 0.5 * (values[(number - 1) // 2] + values[number // 2])
 
-    return Aggregate("median", combine)
+    return Aggregate("median", combine, by_coordinate=True)
 
 
 def trimmed_mean(*, trim: int = 1) -> Aggregate:
@@ -40,7 +40,7 @@ def trimmed_mean(*, trim: int = 1) -> Aggregate:
         kept = (place >= cut) & (place < number - cut)
         return jnp.where(kept, values, 0).sum(0) / (number - 2 * cut)
 
-    return Aggregate("trimmed_mean", combine, bad=trim)
+    return Aggregate("trimmed_mean", combine, bad=trim, by_coordinate=True)
 
 
 def geometric_median(*, steps: int = 8, smoothing: float = 1e-6) -> Aggregate:

@@ -28,11 +28,13 @@ class Aggregate:
             is not good is to be left out, and is zeros. Where none is good what comes out does not
             matter.
         bad: how many bad workers it is made for, which says how many workers it needs.
+        by_coordinate: whether it does the same for each coordinate and looks at no other.
     """
 
     name: str
     combine: Combine
     bad: int = 0
+    by_coordinate: bool = False
 
     def check(self, num: int) -> None:
         """Raises a ValueError if `num` workers are too few."""
@@ -62,7 +64,8 @@ def aggregate(
         The aggregate, in the leaves' types, NaN if no worker is good; and how many are.
 
     Raises:
-        ValueError: if there are too few workers.
+        ValueError: if there are too few workers, or more than 2^31 - 1 numbers for an aggregate
+            that does not work by coordinate.
 
     Example:
         >>> import jaxdist.robust
@@ -85,5 +88,6 @@ def aggregate(
         found = jnp.where(everyone.sum() > 0, found, jnp.nan)
         return lax.slice_in_dim(collectives.all_gather(found, axis).reshape(-1), 0, flat.size)
 
-    found = on_flat(on_parts, jax.tree.map(lambda x: x.astype(widest), tree))
+    widened = jax.tree.map(lambda x: x.astype(widest), tree)
+    found = on_flat(on_parts, widened, at_once=not chosen.by_coordinate)
     return jax.tree.map(lambda f, x: f.astype(x.dtype), found, tree), everyone.sum()
