@@ -144,7 +144,8 @@ class Traffic:
         def one(step, params, extra):
             kwargs = {"value": jnp.float32(0), "grad": params, "probe_grad": params} | extra
             kwargs |= {} if only is None else {"only": only}
-            return tx.update(params, tx.init(params), params, step=step, **kwargs)
+            updates = jax.tree.map(jnp.zeros_like, params)  # of an optimizer, not the gradient
+            return tx.update(updates, tx.init(params), params, step=step, **kwargs)
 
         stacked = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((num_workers, 1, *x.shape), x.dtype), (params, extra)

@@ -175,6 +175,7 @@ def check_order(state: optax.OptState) -> None:
         >>> import warnings, jax.numpy as jnp, jaxdist, optax
         >>> tx = optax.chain(jaxdist.rules.local_sgd("w"), optax.adam(0.1))
         >>> with warnings.catch_warnings(record=True) as found:
+        ...     warnings.simplefilter("always")
         ...     jaxdist.rules.check_order(tx.init(jnp.ones(3)))
         >>> str(found[0].message)[:39]
         'a transformation comes after a rule, so'

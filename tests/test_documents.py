@@ -1,0 +1,25 @@
+"""The documents' examples with a worker on each device: what runs on a laptop runs on a pod."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ON_ONE = re.compile(r"Workers\.create\((\d+), devices=jax\.devices\(\)\[:1\]\)")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_the_first_workers_of_a_document_may_be_on_many_devices(path):
+    text, found = ON_ONE.subn(
+        r"Workers.create(\1, devices=jax.devices()[:\1])", path.read_text(), 1
+    )
+    assert found == 1
+    examples = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
+    said = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE, verbose=False)
+    result = runner.run(examples, out=said.append)
+    assert result.attempted > 10
+    assert not result.failed, "".join(said)
