@@ -82,6 +82,7 @@ def test_a_spiral_that_turns_ever_faster_never_drops():
 
 
 def test_average_of_a_line_is_at_two_thirds():
+    """Of the parameters after the second step of the epochs k = 3 and later, x_3 + step and on."""
     epochs, step = 7, np.array([0.5, -2.0])
     tx = autodrop(1, extra_epochs=epochs)
     x = jnp.asarray([1.0, 1.0])
@@ -89,8 +90,35 @@ def test_average_of_a_line_is_at_two_thirds():
     for _ in range(epochs + 4):  # x_3, after 4 steps, is the first in the average
         updates, state = tx.update(jnp.asarray(step, jnp.float32), state, x)
         x = optax.apply_updates(x, updates)
-    want = 1 + 4 * step + 2 / 3 * (epochs - 1) * step
+    want = 1 + 5 * step + 2 / 3 * (epochs - 1) * step
     np.testing.assert_allclose(x, want, rtol=1e-6)
+
+
+def test_the_average_of_one_epoch_undoes_no_step():
+    tx = autodrop(3, extra_epochs=1, theta=180.0, theta_max=180.0)
+    step, x = jnp.array([0.5, -2.0]), jnp.zeros(2)
+    state = tx.init(x)
+    for _ in range(11):  # the drop is at step 3 * 3 + 1, the eleventh
+        updates, state = tx.update(step, state, x)
+        x = optax.apply_updates(x, updates)
+    assert float(state.scale) == pytest.approx(0.2)
+    np.testing.assert_allclose(x, 11 * step, rtol=1e-6)
+
+
+def test_a_hundred_thousand_epochs_stay_bounded():
+    """Every epoch drops; at the floor the scale, the threshold and the average stay."""
+    tx = optax.chain(optax.sgd(0.1), autodrop(1, extra_epochs=2, theta=180.0, theta_max=180.0))
+
+    def step(_, carry):
+        x, state = carry
+        updates, state = tx.update(x, state, x)
+        return optax.apply_updates(x, updates), state
+
+    x = jnp.ones(1)
+    x, state = jax.jit(lambda c: jax.lax.fori_loop(0, 100_000, step, c))((x, tx.init(x)))
+    assert abs(float(x[0])) < 1
+    assert float(state[1].scale) == pytest.approx(2e-3)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
 # --- an independent loop ---------------------------------------------------------------------
@@ -116,7 +144,7 @@ def loop(x, targets, steps_per_epoch, rho, theta, theta_max, epochs, floor, aver
             close = len(omegas) >= 2 and abs(omegas[-1] - omegas[-2]) < theta
             if waited or close:
                 waited += 1
-                total = total + waited * x
+                total = total + waited * new
                 if waited == epochs:
                     theta, scale = min(theta_max, theta / rho), max(floor, rho * scale)
                     new = total / (epochs * (epochs + 1) / 2) if average else new

@@ -43,7 +43,9 @@ class Oracle(Protocol):
             params: at which the optimizer will use the gradient.
             batch: a pytree; where it is split, the leaves are `[B, ...]`.
             key: of this worker and this step. The loss gets it as it is, or folded with the
-                sample's number where there are several samples.
+                sample's number where there are several samples. Keys of the implementation "rbg"
+                (`jax_default_prng_impl`) draw other numbers under `jax.vmap`, so also where
+                several workers share a device: only "threefry2x32" is the same in every layout.
             step: the shared int32 step, for schedules.
             noise_key: of the noise; by default made from `key`. Given the same one, workers perturb
                 alike, while `key` still gives each its own dropout.
@@ -123,6 +125,11 @@ def unrolled(loop: Loop | None, num: int) -> bool:
     On CPU the gradient of a convolution is many times slower inside a loop.
     """
     return jax.default_backend() == "cpu" and num <= 16 if loop is None else loop == "unroll"
+
+
+def arrays(tree: Any) -> Any:
+    """The tree with JAX arrays for leaves, of what may be NumPy's or Python's numbers."""
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def step_key(seed: Any, axis: Axis | None, step: jax.Array) -> jax.Array:

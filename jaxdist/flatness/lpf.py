@@ -80,6 +80,7 @@ def lpf_value_and_grad(
     gradient = base.gradient(loss, has_aux)
 
     def value_and_grad(params, batch, *, key, step=0, noise_key=None):
+        params = base.arrays(params)
         noise_key = jax.random.fold_in(key, NOISE) if noise_key is None else noise_key
         sample_params = perturbed(params, noise_key, step)
         splits = split_batch and num_samples > 1
@@ -147,7 +148,8 @@ def lpf(
 
     Returns:
         A transformation: `tx.update(grads, state, params, grad_fn=...)`. `grad_fn(params, i)` gives
-        the gradient at `params` for sample i, an int32 scalar, best on the i-th part of the batch.
+        the gradient at `params` for sample i, best on the i-th part of the batch; i is traced, so
+        that the batch must be JAX's arrays: `jnp.asarray(batch)[i]`.
         Where the extra argument `step` is given, it replaces the state's count. All extra arguments
         reach the optimizer.
 
@@ -177,10 +179,11 @@ def lpf(
 
     def filtered(updates, count, params, /, grad_fn=None, step=None, **_):
         base.check_given("lpf", params, grad_fn)
+        updates, params = base.arrays((updates, params))
         step = count if step is None else step
         key = base.step_key(seed, axis, step)
         sample_params = perturbed(params, key, step)
-        sample = lambda i: (None, grad_fn(sample_params(i), i))
+        sample = lambda i: (None, base.arrays(grad_fn(sample_params(i), i)))
         like = (params, updates, key)
         _, grads = base.average(sample, num_samples, loop, updates, like)
         if not may_be_positive(1 - mix):
@@ -234,7 +237,7 @@ def _split(batch: Any, num: int) -> Any:
                 f"num_samples is {num}; it must divide the number of examples in the batch, where "
                 f"{where} has shape {shape}"
             )
-        return jnp.reshape(x, (num, shape[0] // num, *shape[1:]))
+        return jnp.asarray(x).reshape(num, shape[0] // num, *shape[1:])
 
     return jax.tree_util.tree_map_with_path(one, batch)
 

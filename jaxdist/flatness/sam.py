@@ -149,6 +149,7 @@ def sam(
             updates, inner = optimizer.update(updates, state.opt_state, params, **extra)
             return updates, state._replace(opt_state=inner)
         base.check_given("sam", params, grad_fn)
+        updates, params = base.arrays((updates, params))
         updates, new = around(**extra).update(updates, state, params, grad_fn=grad_fn)
         # A fresh zero would not vary over the workers, as a loop that carries the state may ask.
         return updates, new._replace(steps_since_sync=state.steps_since_sync)
@@ -161,6 +162,7 @@ def _second_pass(loss, has_aux, climb) -> Oracle:
 
     def value_and_grad(params, batch, *, key, step=0, noise_key=None):
         del noise_key
+        params = base.arrays(params)
         out, grads = gradient(params, batch, key)
         _, grads = gradient(noise.add(params, climb(params, grads, step)), batch, key)
         return (out if has_aux else out[0]), grads

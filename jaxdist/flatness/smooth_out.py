@@ -42,6 +42,7 @@ def smooth_out_value_and_grad(
     uniform = functools.partial(jax.random.uniform, minval=-1, maxval=1)
 
     def value_and_grad(params, batch, *, key, step=0, noise_key=None):
+        params = base.arrays(params)
         noise_key = jax.random.fold_in(key, NOISE) if noise_key is None else noise_key
         size = noise.deviation(params, gamma=noise.at(amplitude, step), filter_axis=lambda _: ())
         tau = noise.draw(noise_key, size, params, uniform)

@@ -27,6 +27,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         >>> round(float(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 4]))), 4)
         2.3026
     """
+    logits, labels = map(_array, (logits, labels))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -99,6 +100,7 @@ def output_regularized_cross_entropy(
     "squared_logits".
     """
     _check(coef, kind)
+    logits, labels = map(_array, (logits, labels))
     _check_labels(logits, labels)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     log_p = jax.nn.log_softmax(logits)
@@ -131,6 +133,7 @@ def symmetry_gap(logits: jax.Array) -> jax.Array:
 
     Reference: our own; symmetric losses: Ghosh, Kumar, Sastry 2017, from memory.
     """
+    logits = _array(logits)
     z = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     z = z.reshape(-1, z.shape[-1])
     z = z - z.mean(1, keepdims=True)
@@ -152,6 +155,11 @@ _PENALTIES: dict[str, Loss] = {
     "confidence_penalty": _confidence,
     "squared_logits": lambda logits, log_p: jnp.square(logits).sum(-1) / 2,
 }
+
+
+def _array(x):
+    """Lists and Python's numbers as arrays; NumPy's stay concrete, so that labels are checked."""
+    return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _check(coef, kind) -> None:

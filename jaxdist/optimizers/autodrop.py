@@ -25,7 +25,7 @@ class AutoDropState(NamedTuple):
         position: the last snapshot.
         move: the last s, the difference of the last two snapshots.
         waited: n, snapshots since the turning was found constant; 0 if it is not.
-        average: sum of n x_k, () with `average=False`.
+        average: sum of n y_k, () with `average=False`.
         metrics: learning_rate_scale and turning_angle, for the log.
     """
 
@@ -61,14 +61,15 @@ def autodrop(
 
         s_k = x_k - x_(k-1);  omega_k = angle(s_k, s_(k-1)) in degrees
         from the second omega on, where not waiting: wait if |omega_k - omega_(k-1)| < theta
-        while waiting: n <- n + 1;  avg <- avg + n x_k
+        while waiting: n <- n + 1;  avg <- avg + n y_k
         if n = E:  scale <- max(min_scale, rho scale);  theta <- min(theta_max, theta / rho)
                    x <- avg / (E (E + 1) / 2);  stop waiting;  n, avg <- 0
 
     The epoch of the detection is n = 1, so the drop comes E - 1 epochs later; omega is remembered
     across a drop. As in the code that was read, the decision falls after the second step of an
-    epoch, and the average replaces that step. BatchNorm's running statistics are no parameters, and
-    momentum is not touched.
+    epoch, and y_k, the parameters after that step, are what is averaged: with E = 1 the average is
+    where the optimizer went. With one step an epoch, the second step is the next epoch's.
+    BatchNorm's running statistics are no parameters, and momentum is not touched.
 
     It goes after the optimizer and before a rule: `optax.chain(optax.sgd(0.1), autodrop(390))`.
     Weight decay stays inside the optimizer. With `axis` the workers decide as one, by the extra
@@ -79,8 +80,9 @@ def autodrop(
     - `mean_of="angles"`: the mean of the workers' own omegas; an all-reduce of 2 numbers.
 
     A worker that is not finite is left out of either mean. Each jumps to the average of its own
-    snapshots, whose mean over the workers is the average of their means. Without `axis` each worker
-    decides alone.
+    parameters, whose mean over the workers is the average of their means. Without `axis` each
+    worker decides alone. Where syncs are called apart from local steps (`only`, as in
+    `rules.base.rule`), the second step is over when the sync looks: x_k is then y_k.
 
     The angle is 2 atan2(|a - b|, |a + b|) of the normalised moves, which is the arccos of their
     product, but does not lose small angles in float32; 90 degrees if only one of them is zero.
@@ -121,7 +123,7 @@ def autodrop(
 
     Reference:
         Teng, Wang and Choromanska, arXiv 2111.15317. Read in the authors' code
-        (yunfei-teng/AutoDrop); the paper's body was not read. `mean_of` is ours.
+        (yunfei-teng/AutoDrop codes/models.py); the paper's body was not read. `mean_of` is ours.
     """
     check_integer("steps_per_epoch", steps_per_epoch, 1)
     check_integer("extra_epochs", extra_epochs, 1)
@@ -183,7 +185,8 @@ def autodrop(
 
         total = state.average
         if average:
-            total = jax.tree.map(lambda s, a: jnp.where(waiting, s + waited * a, s), total, x)
+            after = jax.tree.map(lambda a, u: a + u.astype(a.dtype), x, updates)
+            total = jax.tree.map(lambda s, y: jnp.where(waiting, s + waited * y, s), total, after)
             mean = jax.tree.map(lambda s: s / (extra_epochs * (extra_epochs + 1) / 2), total)
             updates = jax.tree.map(
                 lambda u, m, a: jnp.where(drop, m - a, u.astype(a.dtype)).astype(u.dtype),
@@ -209,6 +212,7 @@ def autodrop(
     def update(updates, state, params=None, *, step=None, only=base.PARTS, **_):
         if params is None:
             raise ValueError("params is None; autodrop needs tx.update(updates, state, params)")
+        updates, params = jax.tree.map(jnp.asarray, (updates, params))
         step = state.count if step is None else step
         if "local" in only:
             updates = jax.tree.map(lambda u: (state.scale * u).astype(u.dtype), updates)
