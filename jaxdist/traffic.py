@@ -136,20 +136,26 @@ class Traffic:
             params: one worker's parameters: arrays or `jax.ShapeDtypeStruct`.
             num_workers: W.
             only: the parts of rules to look at, as in `rules.base.rule`; None for all.
-            **extra: further extra arguments of one worker that the transformation needs; `step`,
-                `value`, `grad` and `probe_grad` are given already.
+            **extra: further extra arguments of one worker that the transformation needs: functions,
+                or trees of numbers, arrays or `jax.ShapeDtypeStruct`, as `features`; `step`,
+                `value`, `grad`, `probe_grad` and `grad_fn` are given already.
         """
         tx = optax.with_extra_args_support(tx)
+        functions = {"grad_fn": lambda params, _: params}
+        functions |= {name: x for name, x in extra.items() if callable(x)}
+        extra = {name: x for name, x in extra.items() if not callable(x)}
 
         def one(step, params, extra):
             kwargs = {"value": jnp.float32(0), "grad": params, "probe_grad": params} | extra
-            kwargs |= {} if only is None else {"only": only}
+            kwargs |= functions | ({} if only is None else {"only": only})
             updates = jax.tree.map(jnp.zeros_like, params)  # of an optimizer, not the gradient
             return tx.update(updates, tx.init(params), params, step=step, **kwargs)
 
-        stacked = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((num_workers, 1, *x.shape), x.dtype), (params, extra)
-        )
+        def of_all(x):
+            x = jax.eval_shape(jnp.asarray, x)
+            return jax.ShapeDtypeStruct((num_workers, 1, *x.shape), x.dtype)
+
+        stacked = jax.tree.map(of_all, (params, extra))
         inner = jax.vmap(one, in_axes=(None, 0, 0), axis_name="local")
         outer = jax.vmap(inner, in_axes=(None, 0, 0), axis_name="worker")
         token = _TALLY.set(tally := _Tally())

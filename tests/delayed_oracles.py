@@ -72,24 +72,31 @@ def slowmo(x0, period, outer_lr=1.0, momentum=0.5):
             x = _on_all(x, theta)
 
 
-def streaming_diloco(x0, period, groups, delay, mix, outer_lr, momentum):
-    """`groups[p]`: the numbers of the leaves in fragment p."""
+def streaming_diloco(x0, period, groups, delay, mix, outer_lr, momentum, schedule="maxtext"):
+    """`groups[p]`: the numbers of the leaves in fragment p, or pairs (number, some columns)."""
     x, theta = x0, _mean(x0)
     m = [np.zeros_like(c) for c in theta]
-    launched = {}  # (the step at which it is applied, fragment) -> outer gradients of its leaves
+    piece = lambda k: k if isinstance(k, tuple) else (k, slice(None))
+    groups = [[piece(k) for k in group] for group in groups]
+    turn = period // len(groups)
+    launched = {}  # (the step at which it is applied, fragment) -> outer gradients of its pieces
 
     def arrive(t, p, x):
-        for k, apart in launched.pop((t, p), {}).items():
-            theta[k], m[k] = _nesterov(theta[k], m[k], apart, outer_lr, momentum)
-            x[k] = mix * x[k] + (1 - mix) * theta[k]
+        for (k, at), apart in zip(groups[p], launched.pop((t, p), ()), strict=False):
+            theta[k][at], m[k][at] = _nesterov(theta[k][at], m[k][at], apart, outer_lr, momentum)
+            x[k][:, at] = mix * x[k][:, at] + (1 - mix) * theta[k][at]
 
     for t in count():
         x, *_ = yield x
-        x = list(x)
-        for p, leaves in enumerate(groups):
+        x = [leaf.copy() for leaf in x]
+        for p, pieces in enumerate(groups):
             arrive(t, p, x)
-            if (t + 1) % period == p * period // len(groups):
-                launched[t + delay, p] = {k: theta[k] - x[k].mean(0) for k in leaves}
+            if schedule == "maxtext":
+                due = (t + 1) % period == p * turn
+            else:
+                due = (t + 1 + delay) % period == (p + 1) * turn % period
+            if due:
+                launched[t + delay, p] = [theta[k][at] - x[k][:, at].mean(0) for k, at in pieces]
             arrive(t, p, x)  # with delay 0
 
 

@@ -157,9 +157,8 @@ def noloco(x0, pairs, period, outer_lr, momentum, coupling):
 
 
 def _first(near, score):
-    """For each worker i the one of near[i] with the lowest score; of equals i, then the lowest."""
-    key = lambda i: lambda j: (score[j], j != i, j)
-    return [min(near[i], key=key(i)) for i in range(len(near))]
+    """For each worker i the first of near[i] that has the lowest score."""
+    return [min(met, key=lambda j: score[j]) for met in near]
 
 
 def al_dsgd(
@@ -173,6 +172,7 @@ def al_dsgd(
     variant="paper",
     active=None,
     period=1,
+    leader_period=1,
 ):
     """Adjacent-leader SGD; N(i), tau(i): the best and the busiest of i and its active neighbours.
 
@@ -183,7 +183,8 @@ def al_dsgd(
               x_i <- z_i - leader_pull (z_i - h_N) - degree_pull (z_i - h_tau)
 
     W_ij is weights[g][i, j] on the active edges and 0 on the others, W_ii = 1 - sum_j W_ij.
-    Of equals the worker itself counts before any other, and then the lowest index.
+    Of equals the worker itself counts before any other, and then the one met first: matchings in
+    their order. Mixing s has leaders if leader_period divides it, else it is that of `dpsgd`.
     """
     W, x = len(x0[0]), x0
     for t in count():
@@ -196,12 +197,15 @@ def al_dsgd(
         on = active(s) if active else [True] * len(matchings)
         edges = [e for m, yes in zip(matchings, on, strict=True) if yes for e in m]
 
-        M, near = np.zeros((W, W)), [{i} for i in range(W)]
+        M, near = np.zeros((W, W)), [[i] for i in range(W)]
         for i, j in edges:
             M[i, j], M[j, i] = weights[g][i, j], weights[g][j, i]
-            near[i].add(j)
-            near[j].add(i)
+            near[i].append(j)
+            near[j].append(i)
         M += np.diag(1 - M.sum(1))
+        if s % leader_period:
+            x = _mix(M, x)
+            continue
         degree = [len(n) - 1 for n in near]
         N, tau = _first(near, losses), _first(near, [-d for d in degree])
 

@@ -71,9 +71,9 @@ CASES = {
     "cocod": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
     "dasgd": ({"period": PERIOD, "delay": 2}, [("all-reduce", MODEL + SCALAR, W)]),
     "overlap_local_sgd": ({"period": PERIOD}, [("all-reduce", MODEL + SCALAR, W)]),
-    "streaming_diloco": (  # the second of two fragments is one number
+    "streaming_diloco": (  # the second of two fragments has 12 + 1 numbers
         {"period": 2 * PERIOD, "fragments": 2, "delay": 1},
-        [("all-reduce", 2 * SCALAR, W)],
+        [("all-reduce", (13 + 1) * SCALAR, W)],
     ),
     "decoupled": (  # the weight and the count of those who arrived
         {"period": PERIOD, "arrived": [[True] * 6 + [False] * 2], "quorum": 3},

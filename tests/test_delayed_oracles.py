@@ -150,6 +150,20 @@ def test_streaming_diloco_golden_vector():
     np.testing.assert_allclose(got, np.stack([leaf_0, leaf_1], 1), atol=1e-12)
 
 
+def test_streaming_diloco_of_torchft_golden_vector():
+    """Down by 1 a step: leaf 0 is launched after 1 and 5 steps, leaf 1 after 3; used one later."""
+    hyper = {"period": 4, "delay": 1, "mix": 0.0, "outer_lr": 1.0, "momentum": 0.0}
+    x = [np.zeros((2, 1)), np.zeros((2, 1))]
+    rule = oracles.streaming_diloco(x, groups=[[0], [1]], schedule="torchft", **hyper)
+    next(rule)
+    got = []
+    for _ in range(6):
+        x = rule.send(([leaf - 1 for leaf in x],))
+        got.append([leaf[0, 0] for leaf in x])
+    leaf_0, leaf_1 = [-1, -1, -2, -3, -4, -4], [-1, -2, -3, -3, -4, -5]
+    np.testing.assert_allclose(got, np.stack([leaf_0, leaf_1], 1), atol=1e-12)
+
+
 def test_streaming_applies_the_old_average_before_the_next_launch():
     """Down by 1 a step, always back to -1: what is launched after that is 0."""
     hyper = {"groups": [[0]], "mix": 0.0, "outer_lr": 1.0, "momentum": 0.0}

@@ -567,6 +567,43 @@ def test_the_noise_of_the_chain_has_its_temperature():
     assert np.all(np.abs(kicks.std(0) / std - 1) < 4 / np.sqrt(2 * 5000))
 
 
+def test_the_scoping_of_entropy_sgd_ends_at_its_largest_value():
+    """The chain goes nowhere, so the update is -gamma_t (x - z) = gamma_t step."""
+    hyper = {"inner_momentum": 0.0, "noise_std": 0.0, "decay": 0.0, "inner_lr": 0.1}
+    tx, params = flatness.entropy_sgd(optax.sgd(1.0), num_steps=1, **hyper), jnp.ones(1)
+    at = jax.jit(
+        lambda t: tx.update(params, tx.init(params), params, step=t, grad_fn=lambda p, i: p)[0]
+    )
+    steps = [0, 15_602, 15_603, 15_604, 100_000, 2**31 - 1]
+    want = [min(2.38, 0.5 * 1.0001**t) for t in steps[:4]] + [2.38, 2.38]
+    np.testing.assert_allclose([-10 * at(t)[0] for t in steps], want, rtol=3e-4)
+
+
+@pytest.mark.parametrize("name", ["lpf", "sam", "asam", "smooth_out", "entropy_sgd"])
+def test_a_quadratic_stays_solved_for_a_hundred_thousand_steps(name):
+    """With the defaults, and the noise of the filter rising by its schedule."""
+    schedule = flatness.cosine_increase_schedule(5e-4, 15, 50_000)
+    options = {"lpf": {"gamma": schedule}, "asam": {"rho": 0.05}}.get(name, {})
+    if name == "entropy_sgd":
+        tx, oracle = flatness.entropy_sgd(optax.sgd(0.5)), None
+    else:
+        tx, loss = optax.sgd(0.1), lambda p, batch, key: 0.5 * jnp.square(p).sum()
+        oracle = flatness.ORACLES[name](loss, **options)
+
+    def step(t, carry):
+        params, state = carry
+        grads = (
+            oracle(params, None, key=jax.random.fold_in(KEY, t), step=t)[1] if oracle else params
+        )
+        updates, state = tx.update(grads, state, params, grad_fn=lambda p, i: p)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.ones(1)
+    run = jax.jit(lambda c: jax.lax.fori_loop(0, 100_000, step, c))
+    params, _ = run((params, tx.init(params)))
+    assert abs(float(params[0])) < 0.1
+
+
 # -- the optax contract -----------------------------------------------------------------------
 
 WRAPPERS = {
@@ -824,6 +861,37 @@ def test_noise_of_the_wrapper_is_shared_without_an_axis():
     assert len(np.unique(run("w"), axis=0)) == 4
 
 
+# -- NumPy's arrays and Python's numbers, outside jit ------------------------------------------
+
+
+@pytest.mark.parametrize("name", flatness.ORACLES)
+@pytest.mark.parametrize("loop", [None, "scan", "vmap"])
+def test_oracles_take_numpy_and_numbers(name, loop):
+    if loop and name != "lpf":
+        pytest.skip("one pass")
+    options = {"num_samples": 2, "loop": loop} if name == "lpf" else {}
+    loss = lambda p, batch, key: ((p["w"][None] - batch["x"]) ** 2).mean() + p["b"] ** 2
+    oracle = flatness.ORACLES[name](loss, **options)
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    params = {"w": np.ones(3, np.float32), "b": 0.5}
+    got = oracle(params, {"x": x}, key=KEY, step=3)
+    as_jax = lambda tree: jax.tree.map(jnp.asarray, tree)
+    want = jax.jit(oracle)(as_jax(params), as_jax({"x": x}), key=KEY, step=jnp.int32(3))
+    for g, w in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_take_numpy_and_numbers(name):
+    tx = WRAPPERS[name](optax.sgd(0.1, momentum=0.9))
+    for params, gradient in ((np.full(2, 3.0, np.float32), np.full(2, 6.0)), (3.0, 6.0)):
+        updates, _ = tx.update(params, tx.init(params), params, grad_fn=lambda p, i, g=gradient: g)
+        params = jnp.asarray(params)
+        same = lambda p, i, g=gradient: jnp.asarray(g, jnp.float32)
+        want, _ = jax.jit(lambda p, same=same: tx.update(p, tx.init(p), p, grad_fn=same))(params)
+        np.testing.assert_allclose(updates, want, rtol=1e-5)
+
+
 # -- bad input --------------------------------------------------------------------------------
 
 MAKE = {name: functools.partial(factory, quadratic) for name, factory in flatness.ORACLES.items()}
@@ -858,6 +926,8 @@ BAD = [
     ("tx entropy_sgd", {"num_steps": 0}, "num_steps is 0"),
     ("tx entropy_sgd", {"inner_lr": -0.1}, "inner_lr is -0.1"),
     ("tx entropy_sgd", {"inner_momentum": 1.2}, "inner_momentum is 1.2"),
+    ("tx entropy_sgd", {"gamma": 3.0}, r"gamma is 3.0; .* \[0, 2.38\]"),
+    ("tx entropy_sgd", {"gamma_max": -1.0}, "gamma_max is -1.0"),
     ("tx entropy_sgd", {"decay": -0.2}, "decay is -0.2"),
     ("tx entropy_sgd", {"noise_std": -1}, "noise_std is -1"),
     ("tx entropy_sgd", {"loop": "vmap"}, "loop is 'vmap'"),

@@ -16,6 +16,7 @@ from test_rules import LR, STEPS, flat, problem
 from test_rules import cases as central_cases
 
 from jaxdist import Workers, rules, topology
+from jaxdist.traffic import Traffic
 
 SETUPS = [(num, layout) for layout, num in NUM_WORKERS.items()]
 SETUPS += [(16, "own vmap"), (16, "8 devices x 2")]
@@ -205,6 +206,12 @@ def cases(num):
             | PULLS
             | WEIGHTS,
         ),
+        "al_dsgd, leaders now and then": (
+            "al_dsgd",
+            {"topologies": both, "period": 2, "leader_period": 3} | PULLS | WEIGHTS,
+            oracles.al_dsgd,
+            alternating | {"period": 2, "leader_period": 3} | PULLS | WEIGHTS,
+        ),
         "al_dsgd, pulls only": (
             "al_dsgd",
             {"topologies": one} | ZERO | PULLS,
@@ -342,14 +349,85 @@ def test_golden_al_dsgd(variant, coefficients, want):
     np.testing.assert_allclose(state.metrics["spectral_gap"], path.spectral_gap, atol=1e-6)
 
 
-def test_al_dsgd_ties_go_to_the_worker_itself_then_to_the_lowest_index():
+def test_al_dsgd_ties_go_to_the_worker_itself_then_to_the_one_met_first():
     """Workers 0 and 3 both meet 1 and 2, which are as good and as busy, in opposite orders."""
     matchings = [[(0, 2), (1, 3)], [(0, 1), (2, 3)], [(1, 2)]]
     edges = undirected([pair for pairs in matchings for pair in pairs], 4)
     graph = topology.Topology.from_graph(edges, matchings=matchings)
     _, state = once(rules.al_dsgd("w", topologies=graph), [0, 1, 2, 3], losses=[1, 0, 0, 1])
-    assert state.metrics["leader"].tolist() == [1, 1, 2, 1]
-    assert state.metrics["hub"].tolist() == [1, 1, 2, 1]
+    assert state.metrics["leader"].tolist() == [2, 1, 2, 1]
+    assert state.metrics["hub"].tolist() == [2, 1, 2, 1]
+
+
+OF_ITS_CODE = {
+    "two graphs": {},
+    "three graphs": {"topologies": ", ".join(f"al_dsgd(graph={g})" for g in (2, 1, 2, 3, 2, 1))},
+    "released": {"variant": "released"},
+    "released, three graphs, iteration 10": {
+        "variant": "released",
+        "topologies": ", ".join(f"al_dsgd(graph={g})" for g in (2, 1, 2, 3, 2, 1)),
+        "leader_period": 10,
+    },
+    "released, iteration 40": {"variant": "released", "leader_period": 40},
+}
+
+
+@functools.cache
+def on_its_own_graphs():
+    """x0, targets, curvatures, and the parameters after 50 steps on the graphs of its code."""
+    rng, steps = np.random.default_rng(7), 50
+    x0, targets = rng.normal(size=(8, 3)), rng.normal(size=(steps, 8, 3))
+    curvature = np.linspace(0.5, 2.0, 8)
+    txs = {
+        name: optax.chain(optax.sgd(LR), rules.al_dsgd("w", **hyper))
+        for name, hyper in OF_ITS_CODE.items()
+    }
+
+    def worker(x, targets, c):
+        def step(carry, target):
+            for name, tx in txs.items():
+                x, state = carry[name]
+                value, grad = jax.value_and_grad(lambda x: 0.5 * c * jnp.square(x - target).sum())(
+                    x
+                )
+                u, state = tx.update(grad, state, x, value=value)
+                carry[name] = x + u, state
+            return carry, None
+
+        start = {name: (x, tx.init(x)) for name, tx in txs.items()}
+        return {name: x for name, (x, _) in jax.lax.scan(step, start, targets)[0].items()}
+
+    run_all = jax.jit(jax.vmap(worker, in_axes=(0, 1, 0), axis_name="w"))
+    as_float = lambda a: jnp.asarray(a, jnp.float32)
+    return x0, targets, curvature, run_all(*map(as_float, (x0, targets, curvature)))
+
+
+@pytest.mark.parametrize("name", OF_ITS_CODE)
+def test_al_dsgd_on_the_graphs_of_its_code(name):
+    x0, targets, curvature, found = on_its_own_graphs()
+    hyper = {"leader_pull": 0.1, "degree_pull": 0.1, "leader_weight": 0.3, "degree_weight": 0.1}
+    hyper |= OF_ITS_CODE[name]
+    graphs = topology.make(hyper.pop("topologies", "al_dsgd(graph=2), al_dsgd(graph=1)"), 8)
+    hyper |= {"edges_by_matching_per_graph": [list(map(edges_of, g.rounds)) for g in graphs]}
+    edges = [[e for m in g for e in m] for g in hyper["edges_by_matching_per_graph"]]
+    hyper["weights"] = [oracles.best_constant(e, 8) for e in edges]
+    want = run(oracles.al_dsgd, hyper, [x0], [targets], [targets], LR, curvature)
+    np.testing.assert_allclose(found[name], want[0], rtol=0, atol=1e-5)
+
+
+def test_al_dsgd_without_leaders_sends_what_dpsgd_sends():
+    """Every third mixing has leaders; a graph that never has its turn with them has no branch."""
+    pair = {"topologies": "al_dsgd(graph=2), al_dsgd(graph=1)"}
+    x = {"a": jnp.ones(5), "b": jnp.ones((2, 3))}
+    of = lambda name, **hyper: Traffic.of(rules.RULES[name]("worker", **hyper), x, 8)
+    plain = of("dpsgd", topology=pair["topologies"])
+    for variant in ("paper", "released"):
+        led = of("al_dsgd", variant=variant, **pair)
+        both = of("al_dsgd", variant=variant, leader_period=3, **pair)
+        for step in range(12):
+            assert both.at(step) == (plain if step % 3 else led).at(step)
+    branches = lambda period: {*of("al_dsgd", leader_period=period, **pair).conditions}
+    assert [len(branches(period)) for period in (1, 2, 3)] == [2, 2, 4]
 
 
 def test_golden_noloco():

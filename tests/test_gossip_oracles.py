@@ -62,14 +62,23 @@ def test_al_dsgd_golden_vector(variant):
     np.testing.assert_allclose(once(rule, x0, after, losses=losses), want, atol=1e-12)
 
 
-def test_al_dsgd_ties_go_to_the_worker_itself_then_to_the_lowest_index():
+def test_al_dsgd_ties_go_to_the_worker_itself_then_to_the_one_met_first():
     x0, losses = column([1, 2, 4, 8]), np.zeros(4)
     edges = [[(0, 1), (2, 3)], [(0, 2)], [(1, 2)], [(1, 3)]]
     got = once(oracles.al_dsgd(x0, [edges], [np.zeros((4, 4))], 0, 0, 0.5, 0), x0, x0, losses)
     np.testing.assert_allclose(got, [1, 2, 4, 8], atol=1e-12)
-    # degrees 2, 3, 3, 2: workers 0 and 3 see 1 before 2, workers 1 and 2 are hubs themselves
+    # degrees 2, 3, 3, 2: workers 1 and 2 are hubs themselves, 0 meets 1 first, and 3 meets 2
     got = once(oracles.al_dsgd(x0, [edges], [np.zeros((4, 4))], 0, 0, 0, 1.0), x0, x0, losses)
-    np.testing.assert_allclose(got, [2, 2, 4, 2], atol=1e-12)
+    np.testing.assert_allclose(got, [2, 2, 4, 4], atol=1e-12)
+
+
+def test_al_dsgd_follows_leaders_at_the_first_of_so_many_mixings():
+    """x_0 goes to x_1, the better one, at mixings 0 and 3, and stays at the two between."""
+    x0, losses = column([0, 1]), np.array([1.0, 0.0])
+    rule = oracles.al_dsgd(x0, [[[(0, 1)]]], [np.zeros((2, 2))], 0, 0, 1.0, 0, leader_period=3)
+    next(rule)
+    moved = [rule.send((x0, x0, losses, None, None))[0][0, 0] for _ in range(4)]
+    assert moved == [1, 0, 0, 1]
 
 
 def test_al_dsgd_follows_the_active_edges():

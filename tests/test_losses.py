@@ -50,6 +50,15 @@ def exact(z, y, coef, kind):
 # Output regularisation ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_numpy_lists_and_numbers_are_arrays(name):
+    loss, z, y = LOSSES[name](), normal(0, 4, 3).astype(np.float32), np.array([0, 2, 1, 1])
+    want = jax.jit(loss)(z, y)
+    for logits, labels in ((z, y), (z.tolist(), y.tolist())):
+        np.testing.assert_allclose(loss(logits, labels), want, rtol=1e-6)
+    np.testing.assert_allclose(loss(z[0], 0), loss(jnp.asarray(z[0]), jnp.int32(0)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("coef", [0.0, 0.3, 5.0])
 def test_it_is_its_definition(kind, coef):

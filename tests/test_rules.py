@@ -62,7 +62,19 @@ def cases(num):
         "streaming_diloco": (
             "streaming_diloco",
             streaming | {"fragments": 2},
-            streaming | {"groups": [[0, 1], [2]]},
+            streaming | {"groups": [[0], [1, 2]]},
+        ),
+        "streaming_diloco, torchft, labels": (
+            "streaming_diloco",
+            streaming
+            | {"fragments": 3, "delay": 1, "schedule": "torchft"}
+            | {"labels": {"a": 1, "b": {"kernel": 2, "scale": 0}}},
+            streaming | {"groups": [[2], [0], [1]], "delay": 1, "schedule": "torchft"},
+        ),
+        "streaming_diloco, layers": (  # 5 numbers, three layers of 4 and one number
+            "streaming_diloco",
+            streaming | {"fragments": 2, "layer_axis": layers},
+            streaming | {"groups": [[0, (1, slice(0, 4))], [(1, slice(4, 12)), 2]]},
         ),
         "lasgd": ("lasgd", {"period": 4, "delay": 3}),
         "lasgd, at once": ("lasgd", {"period": 3, "delay": 0}),

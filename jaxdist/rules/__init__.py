@@ -4,6 +4,7 @@ A rule goes last in an `optax.chain`, after the local optimizer; `average_gradie
 `RULES` names them all.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -15,6 +16,7 @@ import optax
 
 from jaxdist.collectives import Axis
 from jaxdist.names import lookup
+from jaxdist.optimizers.reset import reset_every
 from jaxdist.rules.al_dsgd import al_dsgd
 from jaxdist.rules.averaging import (
     GradientState,
@@ -73,7 +75,12 @@ __all__ = ["RULES", "center", "check_order", "communicate", "compose", "is_rule"
 
 
 def compose(
-    optimizer: optax.GradientTransformation, rule: str, axis: Axis, **hyper: Any
+    optimizer: optax.GradientTransformation,
+    rule: str,
+    axis: Axis,
+    *,
+    reset_inner: bool = False,
+    **hyper: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Chains a local optimizer and a rule in the order that the rule needs.
 
@@ -81,16 +88,29 @@ def compose(
         optimizer: the local optimizer of each worker.
         rule: a name in `RULES`.
         axis: the workers' axis.
+        reset_inner: whether the optimizer starts anew after every sync, as clients of federated
+            learning do, by `optimizers.reset_every`: its momentum, its moments, its counts and
+            schedules. Only for rules that sync every `period` steps, as `local_sgd` and `diloco`.
         **hyper: the rule's hyper-parameters.
 
     Raises:
-        ValueError: if the rule is unknown, or refuses its hyper-parameters.
+        ValueError: if the rule is unknown, or refuses its hyper-parameters, or `reset_inner` is
+            asked for and its syncs are not every `period` steps.
 
     Example:
         >>> import jaxdist, optax
         >>> tx = jaxdist.rules.compose(optax.sgd(0.1), "mgrawa", "worker", period=16)
     """
-    made = lookup(RULES, rule, "rule")(axis, **hyper)
+    factory = lookup(RULES, rule, "rule")
+    made = factory(axis, **hyper)
+    if reset_inner:
+        options = inspect.signature(factory).parameters
+        if "period" not in options or {"after", "fragments", "delay"} & {*options}:
+            raise ValueError(
+                f"reset_inner is {reset_inner}; it needs a rule that syncs all at once every "
+                f"`period` steps, which {rule} does not"
+            )
+        optimizer = reset_every(optimizer, hyper.get("period", options["period"].default))
     parts = (made, optimizer) if rule == "average_gradients" else (optimizer, made)
     return optax.with_extra_args_support(optax.chain(*parts))
 

@@ -1,11 +1,13 @@
 """AL-DSGD: gossip that is also pulled to the best and to the best connected neighbour."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdist import collectives
@@ -28,7 +30,7 @@ class AlDsgdState(NamedTuple):
     Attributes:
         count: steps taken.
         metrics: leader and hub, the worker that each was pulled to for its loss and for its degree
-            at the last mixing (-1: none yet), and spectral_gap.
+            at the last mixing with leaders (-1: none yet), and spectral_gap.
     """
 
     count: jax.Array
@@ -66,6 +68,7 @@ def al_dsgd(
     variant: Literal["paper", "released"] = "paper",
     budget: float = 1.0,
     period: int = 1,
+    leader_period: int = 1,
     seed: int = 0,
     compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -81,16 +84,21 @@ def al_dsgd(
                     + leader_weight h_N + degree_weight h_T
               x_i <- z_i - leader_pull (z_i - h_N) - degree_pull (z_i - h_T)
 
-    Ties go to the worker itself, then to the lowest index. Losses (extra argument `value`) travel
-    with the parameters; the degree is the number of neighbours at this mixing, known to all. A
-    neighbour that is not finite is neither averaged with nor followed; it counts in degrees.
+    Ties go to the worker itself, then to the one met first, matching by matching in the order of
+    the graph's. Losses (extra argument `value`) travel with the parameters; the degree is the
+    number of neighbours at this mixing, known to all. A neighbour that is not finite is neither
+    averaged with nor followed; it counts in degrees.
 
     The pulls take the products gamma lambda of the paper: let a schedule of theirs follow that of
     the learning rate by `optax.inject_hyperparams`. With all four coefficients 0 this is `dpsgd`.
 
-    Sends d + 1 numbers to each neighbour; in the paper's form with pulls 2 d + 1, because N and T
-    are pulled to before and averaged with after the local step. Of the neighbours' models only the
-    running best and the running busiest are kept: 2 d numbers, whatever the degree.
+    With `leader_period` above 1 only the first of so many mixings is as above, and the others are
+    those of `dpsgd`: x_i <- sum_j W_ij h_j.
+
+    Sends d + 1 numbers to each neighbour, d without leaders; in the paper's form with pulls
+    2 d + 1, because N and T are pulled to before and averaged with after the local step. Of the
+    neighbours' models only the running best and the running busiest are kept: 2 d numbers, whatever
+    the degree.
 
     Args:
         axis: the workers' axis.
@@ -102,12 +110,15 @@ def al_dsgd(
         variant: "paper" or "released".
         budget: below 1, the matchings of each graph are drawn, and weighted, as by `matcha`.
         period: steps from one mixing to the next.
+        leader_period: mixings from one with leaders, which is the first, to the next; `iteration`
+            in the released code, which counts from the first batch of each epoch, has 40 for its
+            default, and 1 in its README's command for AL-DSGD.
         seed: decides those draws.
         compress: as for `dpsgd`.
 
     Raises:
         ValueError: if a coefficient is outside [0, 1], both pulls or both weights add up to more
-            than 1, or `variant`, `budget` or `period` is not allowed; in `update`, as `dpsgd`, or
+            than 1, or `variant`, `budget` or a period is not allowed; in `update`, as `dpsgd`, or
             if `value` is missing.
 
     Example:
@@ -115,13 +126,15 @@ def al_dsgd(
         >>> rule = jaxdist.rules.al_dsgd("worker", topologies="ring", leader_pull=0.05)
 
     Reference:
-        He, Wang, Choromanska 2024 (arXiv 2405.11389). "released" was read in the authors' code
-        (HectorHHZ/Adjacent_Leader_Dencentralized_SGD communicator.py); of "paper" the local step
-        was read in a review and the averaging is from memory. The paper's coefficients were not
-        found: the defaults are the code's. It counts only active matchings in a degree, as here.
+        He, Wang, Choromanska 2024 (arXiv 2405.11389). "released", and how ties are broken, was read
+        in the authors' code (HectorHHZ/Adjacent_Leader_Dencentralized_SGD communicator.py); of
+        "paper" the local step was read in a review and the averaging is from memory. The paper's
+        coefficients were not found: the defaults are the code's. It counts only active matchings in
+        a degree, as here.
     """
     base.check_axis(axis)
     base.check_period("period", period)
+    base.check_period("leader_period", leader_period)
     base.check_choice("variant", variant, VARIANTS)
     _check_pair("leader_pull", leader_pull, "degree_pull", degree_pull)
     _check_pair("leader_weight", leader_weight, "degree_weight", degree_weight)
@@ -136,14 +149,15 @@ def al_dsgd(
         metrics = {"leader": jnp.int32(-1), "hub": jnp.int32(-1), "spectral_gap": jnp.float32(0)}
         return AlDsgdState(base.counter(), metrics)
 
-    def act_on(graph, gap):
+    def acts_on(graph, gap):
+        """What is done at a mixing with leaders, and at one without."""
         dues, degrees = None, lambda step: graph.degrees
         if budget < 1:
             graph = Activated(graph, budget, period, seed)
             gap = graph.spectral_gap
             dues, degrees = graph.dues, graph.degrees
 
-        def act(x, state, extra):
+        def follow(x, state, extra):
             value = jnp.asarray(extra.need("value", "al_dsgd"), jnp.float32)
             degree = jnp.asarray(degrees(extra.step), jnp.float32)
             meet = functools.partial(_meet, graph, dues, axis, wire, extra.step)
@@ -159,17 +173,35 @@ def al_dsgd(
                 new = _pulled(new, new, met, *pulls)
             return new, mixing.note(state, gap, leader=met.leader, hub=met.hub)
 
-        return act
+        def gossip(x, state, extra):
+            return mixing.mix(x, graph, axis, wire, extra.step, dues), mixing.note(state, gap)
+
+        return follow, gossip
 
     def syncs(num):
         graphs = mixing.undirected("al_dsgd", "topologies", topologies, num, own_weights=budget < 1)
-        gap = mixing.gap(graphs)
-        return [
-            (mixing.turn(period, number, len(graphs)), act_on(graph, gap))
-            for number, graph in enumerate(graphs)
-        ]
+        gap, found = mixing.gap(graphs), []
+        cycle = np.arange(math.lcm(len(graphs), leader_period))  # mixings until all comes again
+        for number, graph in enumerate(graphs):
+            turn = mixing.turn(period, number, len(graphs))
+            leading = cycle[cycle % len(graphs) == number] % leader_period == 0
+            for led, act in zip((True, False), acts_on(graph, gap), strict=True):
+                if (leading == led).all():
+                    found.append((turn, act))
+                elif (leading == led).any():
+                    found.append((_both(turn, _leads(period, leader_period, led)), act))
+        return found
 
     return base.rule_of_size(axis, init, syncs)
+
+
+def _leads(period, leader_period, led):
+    """When a mixing, (t + 1) / period - 1, has leaders, or (`led` False) has none."""
+    return lambda t: (((t + 1) // period - 1) % leader_period == 0) == led
+
+
+def _both(turn, leads):
+    return leads if turn is None else lambda t: turn(t) & leads(t)
 
 
 def _meet(graph, dues, axis, wire, step, x, value, degrees, before=None):
@@ -200,8 +232,7 @@ def _meet(graph, dues, axis, wire, step, x, value, degrees, before=None):
         moved = mixing.add(met.moved, apart, jnp.where(here, weight, 0))
         if before is None:
             loss, degree = arrived[1], degrees[sender]
-            better = jnp.isfinite(loss) & _ahead(-loss, sender, -met.loss, met.leader, me)
-            busier = _ahead(degree, sender, met.degree, met.hub, me)
+            better, busier = jnp.isfinite(loss) & (loss < met.loss), degree > met.degree
         else:
             loss, degree = met.loss, met.degree
             better, busier = sender == met.leader, sender == met.hub
@@ -210,11 +241,6 @@ def _meet(graph, dues, axis, wire, step, x, value, degrees, before=None):
         return _Met(moved, *leader, *hub)
 
     return mixing.fold(visit, start, message, graph, axis, step, dues)
-
-
-def _ahead(score, worker, best, holder, me):
-    """Whether a worker's score beats the best so far; ties: me first, then the lowest index."""
-    return (score > best) | ((score == best) & (holder != me) & (worker < holder))
 
 
 def _pulled(x, at, met, to_leader, to_hub):

@@ -1,37 +1,41 @@
 """Streaming DiLoCo: the outer step of one fragment of the model at a time, applied late."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
+from jaxdist.rules.fragments import Fragments, Labels, LayerAxis
 from jaxdist.trees import wide
+
+SCHEDULES = ("maxtext", "torchft")
 
 
 class StreamingState(NamedTuple):
-    """State of `streaming_diloco`; lists have an entry for each fragment, of its leaves.
+    """State of `streaming_diloco`; lists have an entry for each fragment.
 
     Attributes:
         count: steps taken.
         anchor: theta, in float32 or wider, the same on all workers.
         gradient: the last outer gradients, which may still be on their way.
-        outer: the states of the outer optimizer.
+        outer: the states of the outer optimizer; the rest of the parameters is masked.
         metrics: anchor_distance, ||x_p - theta_p|| of the fragment launched last.
         memory: of the compressed exchange, () without compression.
+        merged: whether any worker was finite when the gradient was launched.
     """
 
     count: jax.Array
-    anchor: list[optax.Params]
-    gradient: list[optax.Params]
+    anchor: optax.Params
+    gradient: optax.Params
     outer: list[optax.OptState]
     metrics: dict[str, Any]
     memory: list[Any]
+    merged: list[jax.Array]
 
 
 def streaming_diloco(
@@ -44,18 +48,30 @@ def streaming_diloco(
     outer_lr: float = 0.4,
     momentum: float = 0.9,
     outer: optax.GradientTransformation | None = None,
+    schedule: Literal["maxtext", "torchft"] = "maxtext",
+    labels: Labels | None = None,
+    layer_axis: LayerAxis = None,
     compress: str | Compressor | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Streaming DiLoCo: fragments of the model take `diloco`'s outer step in turn.
 
-    Fragment p, launched p period / fragments steps after the others' turn:
+    At the launch of fragment p:
         D = theta_p - mean_i x_i,p
     `delay` steps later:
         theta_p <- theta_p + outer(D);  x_i,p <- mix x_i,p + (1 - mix) theta_p
 
-    A fragment is some leaves that follow each other, about 1 / fragments of the model. The peak of
-    what is sent falls by the number of fragments, the volume is `diloco`'s. All workers must start
-    from the same parameters.
+    Once in every period, after n steps in all, with turn = period / fragments and p = 0, 1, ...:
+
+        "maxtext": launched at n = p turn (mod period), applied at p turn + delay
+        "torchft": launched at n = (p + 1) turn - delay, applied at (p + 1) turn (mod period)
+
+    so that without delay torchft's fragment p is MaxText's fragment p + 1 (mod fragments).
+
+    By default a fragment is some leaves that follow each other, numbers in their names read as
+    numbers, and the largest fragment is as small as can be: see `layer_axis` for models that stack
+    their layers. The peak of what is sent falls by about the number of fragments, the volume is
+    `diloco`'s. All workers must start from the same parameters. A worker that is not finite in a
+    fragment is left out of its mean; if none is finite there, the fragment's turn is skipped.
 
     Args:
         axis: the workers' axis.
@@ -66,12 +82,21 @@ def streaming_diloco(
         outer_lr: the outer learning rate, above 0.
         momentum: the outer Nesterov momentum, in [0, 1].
         outer: any optax optimizer, in place of `outer_lr` and `momentum`.
+        schedule: "maxtext" or "torchft".
+        labels: the fragment of every leaf, 0..fragments-1: a function of the leaf's path
+            ("layers/kernel"), or a tree like the parameters; None for fragments by size.
+        layer_axis: for scanned layers: the axis along which a leaf stacks layers, which are then
+            divided among the fragments, with the same places for leaves that follow each other. An
+            integer for all leaves, or a function of a leaf's path that gives an integer, or None
+            for a leaf that stacks none. Not together with `labels`.
         compress: as for `diloco`; "int8" for quantised outer gradients.
 
     Raises:
-        ValueError: if `period` is no multiple of `fragments`, `delay` not below their quotient, or
-            a coefficient outside its range; in `init`, if there are fewer leaves than fragments, or
-            the compressor cannot work on them.
+        ValueError: if `period` is no multiple of `fragments`, `delay` not below their quotient, a
+            coefficient outside its range, `schedule` neither, or both `labels` and `layer_axis` are
+            given; in `init`, if there are fewer leaves (and layers) than fragments, a label is no
+            fragment or a fragment has no label, a leaf does not have its layer axis, or the
+            compressor cannot work on the leaves.
 
     Example:
         >>> import jaxdist
@@ -80,7 +105,8 @@ def streaming_diloco(
     Reference:
         Douillard et al. 2025; read in code (pytorch/torchft local_sgd.py, MaxText
         trainers/diloco), the defaults of `mix`, `delay` and `outer_lr` are from memory of the
-        paper. How leaves are put into fragments is this library's.
+        paper. There fragments are given by hand (torchft), or one layer each and one of all the
+        rest (MaxText); by size is this library's.
     """
     base.check_axis(axis)
     base.check_period("period", period)
@@ -92,6 +118,12 @@ def streaming_diloco(
         raise ValueError(
             f"delay is {delay}; it must be a number of steps below period / fragments, {turn}"
         )
+    base.check_choice("schedule", schedule, SCHEDULES)
+    if labels is not None and layer_axis is not None:
+        raise ValueError(
+            f"labels is {labels} and layer_axis is {layer_axis}; one of them must be None, since a "
+            f"label is one fragment for a whole leaf"
+        )
     base.check_between("mix", mix, 0, 1)
     base.check_positive("outer_lr", outer_lr)
     base.check_between("momentum", momentum, 0, 1)
@@ -99,23 +131,34 @@ def streaming_diloco(
         outer = optax.sgd(outer_lr, momentum=momentum, nesterov=True)
     means = Means(axis, compress, reference=False)
 
+    def cut(params):
+        return Fragments(params, fragments, labels, layer_axis)
+
     def init(params):
-        parts = wide(fragments_of(params, fragments))
-        zeros = jax.tree.map(jnp.zeros_like, parts)
-        metrics = {"anchor_distance": jnp.float32(0)}
-        states, memory = map(outer.init, parts), map(means.init, parts)
-        return StreamingState(base.counter(), parts, zeros, [*states], metrics, [*memory])
+        anchor, of = wide(params), cut(params)
+        parts = [of.part(anchor, number) for number in range(fragments)]
+        return StreamingState(
+            count=base.counter(),
+            anchor=anchor,
+            gradient=jax.tree.map(jnp.zeros_like, anchor),
+            outer=[outer.init(part) for part in parts],
+            metrics={"anchor_distance": jnp.float32(0)},
+            memory=[means.init(part) for part in parts],
+            merged=[jnp.zeros((), bool) for _ in parts],
+        )
 
     def launch(number):
         def act(x, state, extra):
-            part, anchor = fragments_of(x, fragments)[number], state.anchor[number]
+            of = cut(x)
+            part, anchor = of.part(x, number), of.part(state.anchor, number)
             apart = jax.tree.map(jnp.subtract, anchor, wide(part))
-            gradient, _, memory = means.mean(
+            gradient, total, memory = means.mean(
                 apart, state.memory[number], extra.step, base.healthy(part)
             )
             return x, state._replace(
-                gradient=_put(state.gradient, number, gradient),
+                gradient=of.put(state.gradient, number, gradient),
                 memory=_put(state.memory, number, memory),
+                merged=_put(state.merged, number, total > 0),
                 metrics={"anchor_distance": base.distance(part, anchor)},
             )
 
@@ -124,53 +167,38 @@ def streaming_diloco(
     def arrive(number):
         def act(x, state, extra):
             del extra
-            anchor = state.anchor[number]
-            updates, outer_state = outer.update(state.gradient[number], state.outer[number], anchor)
+            of, before = cut(x), (x, state)
+            part, anchor = of.part(x, number), of.part(state.anchor, number)
+            gradient = of.part(state.gradient, number)
+            updates, outer_state = outer.update(gradient, state.outer[number], anchor)
             anchor = optax.apply_updates(anchor, updates)
-            parts = fragments_of(x, fragments)
-            new = _put(parts, number, base.pull(parts[number], anchor, 1 - mix))
-            state = state._replace(
-                anchor=_put(state.anchor, number, anchor),
-                outer=_put(state.outer, number, outer_state),
+            after = (
+                of.put(x, number, base.pull(part, anchor, 1 - mix)),
+                state._replace(
+                    anchor=of.put(state.anchor, number, anchor),
+                    outer=_put(state.outer, number, outer_state),
+                ),
             )
-            return jax.tree.unflatten(jax.tree.structure(x), jax.tree.leaves(new)), state
+            return jax.tree.map(
+                lambda new, old: new if new is old else jnp.where(state.merged[number], new, old),
+                after,
+                before,
+            )
 
         return act
 
-    def due(number, late):
-        first = (number * turn or period) + late
+    def due(first):
         return lambda t: (t + 1 >= first) & ((t + 1 - first) % period == 0)
 
     syncs = []
     for number in range(fragments):
         begin, end = launch(number), arrive(number)
+        late = (number + 1) * turn if schedule == "torchft" else (number * turn or period) + delay
         if delay:
-            syncs += [base.Launch(due(number, 0), begin), (due(number, delay), end)]
+            syncs += [base.Launch(due(late - delay), begin), (due(late), end)]
         else:
-            syncs += [(due(number, 0), _then(begin, end))]
+            syncs += [(due(late), _then(begin, end))]
     return base.rule(init, *syncs)
-
-
-def fragments_of(tree: Any, number: int) -> list[list[jax.Array]]:
-    """The leaves in `number` groups that follow each other, of about the same size, none empty.
-
-    Raises:
-        ValueError: if there are fewer leaves than groups.
-
-    Example:
-        >>> [[len(x) for x in part] for part in fragments_of([jnp.ones(n) for n in (2, 2, 3)], 2)]
-        [[2, 2], [3]]
-    """
-    leaves = jax.tree.leaves(tree)
-    if len(leaves) < number:
-        raise ValueError(f"fragments is {number}; it must be at most the {len(leaves)} leaves")
-    ends = np.cumsum([x.size for x in leaves])
-    cuts, begin = [0], 0
-    for p in range(1, number):
-        cut = int(np.searchsorted(ends, ends[-1] * p / number)) + 1
-        begin = min(max(cut, begin + 1), len(leaves) - (number - p))
-        cuts.append(begin)
-    return [leaves[a:b] for a, b in zip(cuts, [*cuts[1:], len(leaves)], strict=True)]
 
 
 def _then(begin, end):
