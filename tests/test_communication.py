@@ -5,10 +5,11 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
-from jaxdist import Workers, collectives, rules, topology, traffic
+from jaxdist import Workers, collectives, flatness, optimizers, rules, topology, traffic
 from jaxdist.topology.matcha import activation
 
 W, PERIOD, D, LEAVES = 8, 4, 3 * 4 + 5 + 1, 3
@@ -212,6 +213,50 @@ def test_with_the_step_given_at_run_time_collectives_stand_in_branches_only(name
     assert traffic.compiled(text)
     assert not traffic.compiled(entry)
     assert " conditional(" in entry
+
+
+AROUND = {
+    "lpf": lambda sgd: flatness.lpf(sgd, num_samples=2, axis="worker"),
+    "sam": flatness.sam,
+    "entropy_sgd": lambda sgd: flatness.entropy_sgd(sgd, num_steps=2, axis="worker"),
+    "autodrop": lambda sgd: optax.chain(sgd, optimizers.autodrop(PERIOD)),
+    "reset_every": lambda sgd: optimizers.reset_every(sgd, PERIOD),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_wrappers_around_the_optimizer_are_counted(name):
+    rule = rules.mgrawa("worker", period=PERIOD)
+    tally = traffic.Traffic.of(optax.chain(AROUND[name](optax.sgd(0.1)), rule), params(), W)
+    alone = traffic.Traffic.of(rule, params(), W)
+    steps = range(2 * PERIOD)
+    assert [tally.at(step) for step in steps] == [alone.at(step) for step in steps]
+
+
+@pytest.mark.parametrize(
+    "features", [jax.ShapeDtypeStruct((16, 3), jnp.float32), np.ones((16, 3), np.float32)]
+)
+@pytest.mark.parametrize("name", ["spfb", "lspfb"])
+def test_optimizers_of_log_linear_models_are_counted_with_their_features(name, features):
+    options = {"rank": 2} if name == "lspfb" else {}
+    tx = getattr(optimizers, name)(damping=0.1, **options)
+    tx = optax.chain(tx, rules.local_sgd("worker", period=PERIOD))
+    tally = traffic.Traffic.of(tx, jnp.zeros((3, 2)), W, features=features)
+    assert [c.bytes for c in tally.at(PERIOD - 1)] == [(6 + 1) * SCALAR]
+
+
+def test_functions_and_numbers_among_the_extra_arguments():
+    """The caller's `grad_fn` takes the place of the stand-in; a number becomes an array."""
+
+    def update(updates, state, params=None, *, grad_fn, weight, **_):
+        assert weight.shape == ()
+        return grad_fn(params, 0), state
+
+    tx = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    seen = []
+    grad_fn = lambda p, i: seen.append(i) or p
+    traffic.Traffic.of(tx, params(), W, grad_fn=grad_fn, weight=2.0)
+    assert seen == [0]
 
 
 def test_bytes_sent_adds_up_step_by_step():
