@@ -89,7 +89,9 @@ class Config:
     steps: int | None = None
     """Length of the run in steps; overrides epochs."""
     seed: int = 0
-    """Decides the initial parameters, the shards, the batches and the augmentation."""
+    """Decides the initial parameters, the shards, the batches and the augmentation. With keys of
+    the implementation "rbg" (JAX_DEFAULT_PRNG_IMPL=rbg) what is drawn in a step depends on how many
+    workers share a device, as `jax.vmap` draws otherwise; "threefry2x32" is the same everywhere."""
     shared_noise: bool = False
     """Perturb all workers alike where gradients are taken at perturbed parameters."""
     label_noise: float = 0.0

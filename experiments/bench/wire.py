@@ -73,16 +73,16 @@ def rows() -> list[Row]:
 
     A mean carries the sum of its weights beside the model, which is what keeps out a worker that is
     not finite: one number, or one a layer; a quorum needs the number of workers too. Sums in groups
-    of two are halved: an even number. Of two fragments of the CNN the first is all but the 1,290
-    parameters of the last layer. The AL-DSGD graph 1 has 12 edges, so 3 neighbours on average, in 5
-    matchings, and graph 2 as well; at the first mixing MATCHA draws matchings 0, 2 and 3 of it,
-    with 9 edges.
+    of two are halved: an even number. Of two fragments of the CNN the first is all but the 402,698
+    parameters of the large dense kernel and the last layer. The AL-DSGD graph 1 has 12 edges, so 3
+    neighbours on average, in 5 matchings, and graph 2 as well; at the first mixing MATCHA draws
+    matchings 0, 2 and 3 of it, with 9 edges.
     """
     hyper = common.RULES
     weighted = lambda d, leaves: all_reduce(4 * (d + 1))
     counted = lambda d, leaves: all_reduce(4 * (d + 2))
     model = lambda d, leaves: all_reduce(4 * d)
-    fragment = lambda d, leaves: all_reduce(4 * (d - 1290 + 1))
+    fragment = lambda d, leaves: all_reduce(4 * (d - 402_698 + 1))
     halves = lambda d, leaves: 2 * math.ceil(4 * (d + 1 + (d + 1) % 2) / 2)
     leader = lambda d, leaves: all_reduce(4 * d) + 2 * all_reduce(4)
     to = lambda degree, numbers=0: lambda d, leaves: degree * 4 * (d + numbers)
