@@ -371,7 +371,7 @@ def test_coefficients_of_al_dsgd_can_be_injected(variant):
     """Pulls of 0 when it is made, and of 0.2 later."""
     hyper = {"leader_weight": 0.2, "degree_weight": 0.1}
     numeric = {"leader_pull", "degree_pull", *hyper}
-    static = {"topologies", "variant", "budget", "period", "seed", "compress"}
+    static = {"topologies", "variant", "budget", "period", "leader_period", "seed", "compress"}
     inject = optax.inject_hyperparams(rules.al_dsgd, static_args=static)
     tx = inject("w", topologies=GRAPH, variant=variant, leader_pull=0.0, degree_pull=0.0, **hyper)
     x, (u, *_), (loss, *_) = draw()
