@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxdist.trees import path_name
+
 LayerAxis = int | Callable[[str], int | None] | None
 Labels = Callable[[str], int] | Any
 
@@ -53,7 +55,7 @@ class Fragments:
         layer_axis: LayerAxis = None,
     ):
         found = jax.tree_util.tree_leaves_with_path(params)
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+        paths = [path_name(path) for path, _ in found]
         leaves = [leaf for _, leaf in found]
         self._axes = [_axis(layer_axis, *named) for named in zip(paths, leaves, strict=True)]
         if labels is None:

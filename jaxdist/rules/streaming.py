@@ -152,8 +152,9 @@ def streaming_diloco(
             of = cut(x)
             part, anchor = of.part(x, number), of.part(state.anchor, number)
             apart = jax.tree.map(jnp.subtract, anchor, wide(part))
+            old, fine = of.part(state.gradient, number), base.healthy(part)
             gradient, total, memory = means.mean(
-                apart, state.memory[number], extra.step, base.healthy(part)
+                apart, state.memory[number], extra.step, fine, otherwise=old
             )
             return x, state._replace(
                 gradient=of.put(state.gradient, number, gradient),
