@@ -146,8 +146,7 @@ class Traffic:
         extra = {name: x for name, x in extra.items() if not callable(x)}
 
         def one(step, params, extra):
-            grad = jax.tree.map(jnp.copy, params)  # not the updates themselves, see rules.base
-            kwargs = {"value": jnp.float32(0), "grad": grad, "probe_grad": grad} | extra
+            kwargs = {"value": jnp.float32(0), "grad": params, "probe_grad": params} | extra
             kwargs |= functions | ({} if only is None else {"only": only})
             updates = jax.tree.map(jnp.zeros_like, params)  # of an optimizer, not the gradient
             return tx.update(updates, tx.init(params), params, step=step, **kwargs)
