@@ -28,6 +28,7 @@ def compiled(tmp_path_factory):
     for name, value in options.items():
         jax.config.update(f"jax_{name}", value)
         os.environ[f"JAX_{name.upper()}"] = str(value)
+    jax.devices()  # all eight, before a command of a test asks for fewer
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def npz_arrays(**changed):
     rng = np.random.default_rng(0)
     arrays = {
         "x_train": rng.integers(0, 256, (7, 4, 5, 3), dtype=np.uint8),
-        "y_train": np.array([0, 1, 2, 3, 0, 1, 2])[:, None],
+        "y_train": np.array([0, 1, 2, 3, 4, 1, 2])[:, None],
         "x_test": rng.integers(0, 256, (2, 4, 5, 3), dtype=np.uint8),
         "y_test": np.array([4, 0], np.uint8),
     }

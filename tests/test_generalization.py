@@ -29,8 +29,8 @@ def small(monkeypatch):
         monkeypatch.setattr(generalization, name, value)
 
 
-def run(folder, *more):
-    generalization.main(["--workdir", str(folder), "--examples", "40", "--seeds", "0", *more])
+def run(folder, examples=40):
+    generalization.main(["--workdir", str(folder), "--examples", str(examples), "--seeds", "0"])
     return [json.loads(line) for line in (folder / "models.jsonl").read_text().splitlines()]
 
 
@@ -77,7 +77,7 @@ def test_it_runs_and_goes_on_where_it_was_cut_off(small, tmp_path, capsys, monke
 
     # Other data do not go into the same file.
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, "--examples", "41")
+        run(tmp_path, examples=41)
     assert stopped.value.code == 2
     assert "has models of {'data': 'digits', 'examples': 40}" in capsys.readouterr().err
 
@@ -168,7 +168,9 @@ def test_every_measure_has_options():
 )
 def test_wrong_arguments_are_refused(wrong, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        generalization.main(["--workdir", str(tmp_path), *wrong])
+        generalization.main(
+            [*wrong, *([] if "--workdir" in wrong else ["--workdir", str(tmp_path)])]
+        )
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert wrong[1] in said

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from test_experiments import fails
@@ -73,7 +72,6 @@ def fresh(monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tables, tmp_path_factory):
     """A sweep of two seeds with parts of a file, and the file."""
-    jax.devices()  # all that the tests have, before a run asks for two
     root = tmp_path_factory.mktemp("own")
     file = root / "my_parts.py"
     file.write_text(PARTS)

@@ -127,7 +127,7 @@ def test_a_part_smaller_than_a_batch():
         (["--fractions", "0", "0.5"], "--fractions holds 0;"),
         (["--fractions", "0.5", "nan"], "--fractions holds nan"),
         (["--fractions", "1e-4", "0.5"], "of 1437 examples that leaves none"),
-        (["--seeds", "-1"], "--seeds holds -1"),
+        (["--seeds", "-1"], "--seeds is -1"),
         (["--steps", "0"], "--steps is 0"),
         (["--batch_size", "0"], "batch_size=0"),
         (["--learning_rate", "nan"], "learning_rate=nan"),
@@ -141,7 +141,9 @@ def test_a_part_smaller_than_a_batch():
 )
 def test_bad_input(wrong, said, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
-        study.main(["--workdir", str(tmp_path / "new"), *wrong])
+        study.main(
+            [*wrong, *([] if "--workdir" in wrong else ["--workdir", str(tmp_path / "new")])]
+        )
     assert exit.value.code == 2
     message = capsys.readouterr().err
     assert said in message
