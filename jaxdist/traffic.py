@@ -106,8 +106,9 @@ class Traffic:
             and is used at a step has one too.
 
     Example:
-        >>> import jax.numpy as jnp, optax, jaxdist
-        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.local_sgd("worker", period=4))
+        >>> import jax, jax.numpy as jnp, optax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.local_sgd(workers.axis, period=4))
         >>> traffic = Traffic.of(tx, {"w": jnp.zeros(100)}, num_workers=8)
         >>> [len(traffic.at(step)) for step in range(5)]
         [0, 0, 0, 1, 0]
@@ -131,8 +132,8 @@ class Traffic:
         """Traces `tx.update` once, abstractly, on `num_workers` workers.
 
         Args:
-            tx: a transformation whose rules were made for the axis name "worker" (or for the
-                pair `("worker", "local")`).
+            tx: a transformation whose rules were made for `Workers.axis`: "worker" or
+                `("worker", "local")`.
             params: one worker's parameters: arrays or `jax.ShapeDtypeStruct`.
             num_workers: W.
             only: the parts of rules to look at, as in `rules.base.rule`; None for all.

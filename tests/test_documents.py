@@ -23,3 +23,12 @@ def test_the_first_workers_of_a_document_may_be_on_many_devices(path):
     result = runner.run(examples, out=said.append)
     assert result.attempted > 10
     assert not result.failed, "".join(said)
+
+
+def test_no_example_makes_a_rule_for_a_part_of_the_axis():
+    """`"worker"` is the whole axis only where every worker has a device; `workers.axis` always."""
+    files = [*DOCUMENTS, *(ROOT / "jaxdist").rglob("*.py")]
+    lines = [(path.name, line) for path in files for line in path.read_text().splitlines()]
+    examples = [(name, line) for name, line in lines if re.match(r"\s*(>>>|\.\.\.) ", line)]
+    assert len(examples) > 200
+    assert [(name, line) for name, line in examples if '"worker"' in line] == []

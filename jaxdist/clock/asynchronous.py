@@ -85,9 +85,10 @@ def delays(
             that of launches every `period` steps, or a collective is not one of W workers.
 
     Example:
-        >>> import jax.numpy as jnp, jaxdist
+        >>> import jax, jax.numpy as jnp, jaxdist
         >>> from jaxdist import clock
-        >>> rule = jaxdist.rules.lasgd("worker", period=4)
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.lasgd(workers.axis, period=4)
         >>> traffic = jaxdist.traffic.Traffic.of(rule, {"w": jnp.zeros(999)}, num_workers=2)
         >>> link = clock.Link(0.5, 4000.0)  # 2 s
         >>> speeds = clock.constant([1.0, 1.5])

@@ -42,9 +42,10 @@ def simulate(
             `speeds.num_workers` workers.
 
     Example:
-        >>> import jax.numpy as jnp, jaxdist
+        >>> import jax, jax.numpy as jnp, jaxdist
         >>> from jaxdist import clock
-        >>> rule = jaxdist.rules.local_sgd("worker", period=4)
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.local_sgd(workers.axis, period=4)
         >>> traffic = jaxdist.traffic.Traffic.of(rule, {"w": jnp.zeros(999)}, num_workers=2)
         >>> speeds = clock.constant([1.0, 3.0])
         >>> run = clock.simulate(traffic, speeds, clock.Link(0.5, 4000.0), steps=8)

@@ -98,8 +98,9 @@ def compose(
             asked for and its syncs are not every `period` steps.
 
     Example:
-        >>> import jaxdist, optax
-        >>> tx = jaxdist.rules.compose(optax.sgd(0.1), "mgrawa", "worker", period=16)
+        >>> import jax, optax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> tx = jaxdist.rules.compose(optax.sgd(0.1), "mgrawa", workers.axis, period=16)
     """
     factory = lookup(RULES, rule, "rule")
     made = factory(axis, **hyper)

@@ -122,8 +122,9 @@ def al_dsgd(
             if `value` is missing.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.al_dsgd("worker", topologies="ring", leader_pull=0.05)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.al_dsgd(workers.axis, topologies="ring", leader_pull=0.05)
 
     Reference:
         He, Wang, Choromanska 2024 (arXiv 2405.11389). "released", and how ties are broken, was read

@@ -159,8 +159,9 @@ def post_local_sgd(
         ValueError: if `after` < 0, or as `local_sgd`.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.post_local_sgd("worker", period=16, after=1000)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.post_local_sgd(workers.axis, period=16, after=1000)
 
     Reference:
         Equation of the specification (Post-local SGD), from memory of the paper.
@@ -190,8 +191,9 @@ def hierarchical_sgd(
             size is not the number of workers.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.hierarchical_sgd("worker", periods={2: 2, 8: 8})
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.hierarchical_sgd(workers.axis, periods={2: 2, 8: 8})
 
     Reference:
         Read in code: PyTorch hierarchical_model_averager.py.

@@ -79,8 +79,9 @@ def choco(
             `init`, if the compressor cannot work on the leaves; in `update`, as `dpsgd`.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.choco("worker", topology="torus", compress="sign")
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.choco(workers.axis, topology="torus", compress="sign")
 
     Reference:
         Koloskova et al. 2019; "own" read in code (HectorHHZ/Adjacent_Leader_Dencentralized_SGD

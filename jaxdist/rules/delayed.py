@@ -116,8 +116,9 @@ def cocod(
         ValueError: as `lasgd`.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.cocod("worker", period=16)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.cocod(workers.axis, period=16)
 
     Reference:
         Shen et al. 2019; read in code (JYWa/Overlap_Local_SGD CoCoDSGD.py).
@@ -151,8 +152,9 @@ def dasgd(
         ValueError: as `lasgd`.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.dasgd("worker", period=16, delay=8, mix=0.25)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.dasgd(workers.axis, period=16, delay=8, mix=0.25)
 
     Reference:
         Zhou et al.; delayed averaging read in the abstract, the mix is from memory.

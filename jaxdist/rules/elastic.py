@@ -132,8 +132,9 @@ def eamsgd(
         ValueError: as `easgd`, and if `momentum` is outside [0, 1].
 
     Example:
-        >>> import jaxdist, optax
-        >>> tx = optax.chain(optax.sgd(0.01), jaxdist.rules.eamsgd("worker", period=4))
+        >>> import jax, optax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> tx = optax.chain(optax.sgd(0.01), jaxdist.rules.eamsgd(workers.axis, period=4))
 
     Reference:
         Zhang, Choromanska, LeCun 2015, reconstructed.

@@ -104,8 +104,9 @@ def one_peer_exponential(
         ValueError: if `period` < 1 or `order` is neither.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.one_peer_exponential("worker")
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.one_peer_exponential(workers.axis)
 
     Reference:
         Ying et al. 2021; equation of the specification, its exact mean checked.
@@ -145,8 +146,9 @@ def ad_psgd(
         ValueError: if `period` < 1.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.ad_psgd("worker", seed=1)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.ad_psgd(workers.axis, seed=1)
 
     Reference:
         Lian et al. 2018; pair averaging read in code (facebookresearch/stochastic_gradient_push
@@ -191,8 +193,9 @@ def gossip_pga(
         ValueError: if `global_period` < 1, or as `dpsgd`.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.gossip_pga("worker", topology="torus", global_period=32)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.gossip_pga(workers.axis, topology="torus", global_period=32)
 
     Reference:
         Chen et al. 2021; the method read in the abstract, details from memory.

@@ -148,8 +148,9 @@ def lgrawa(
         ValueError: as `mgrawa`.
 
     Example:
-        >>> import jaxdist, optax
-        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.lgrawa("worker", period=16))
+        >>> import jax, optax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.lgrawa(workers.axis, period=16))
 
     Reference:
         Dimlioglu and Choromanska, AISTATS 2024. Read in the authors' code (tolgadimli/GRAWA:

@@ -88,8 +88,9 @@ def lsgd(
             in no group or `value` is missing.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.lsgd("worker", period=16, groups=[[0, 1, 2, 3], [4, 5, 6, 7]])
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.lsgd(workers.axis, period=16, groups=[[0, 1, 2, 3], [4, 5, 6, 7]])
 
     Reference:
         Teng et al. 2019; read in the authors' code (yunfei-teng/LSGD dist_lsgd_train).

@@ -46,8 +46,9 @@ def matcha(
             `update`, if it does not fit the number of workers, is directed or not connected.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.matcha("worker", topology="torus", budget=0.5)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.matcha(workers.axis, topology="torus", budget=0.5)
 
     Reference:
         Wang et al. 2019; read in the authors' code (JYWa/MATCHA graph_manager.py). The spectral gap

@@ -64,8 +64,9 @@ def noloco(
         ValueError: if `period` < 1, or a coefficient is outside its range.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.noloco("worker", period=100)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.noloco(workers.axis, period=100)
 
     Reference:
         arXiv 2506.10911; read in the first author's code (jkolehm/noloco sparse_optimizer_c.py),

@@ -72,8 +72,9 @@ def diloco(
             compressor or the aggregate cannot be read; in `init`, if it cannot work on the leaves.
 
     Example:
-        >>> import jaxdist, optax
-        >>> rule = jaxdist.rules.diloco("worker", period=100, outer=optax.adam(1e-3))
+        >>> import jax, optax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.diloco(workers.axis, period=100, outer=optax.adam(1e-3))
 
     Reference:
         Douillard et al. 2023; read in code (PrimeIntellect-ai/OpenDiloco train_fsdp.py,
@@ -115,8 +116,9 @@ def slowmo(
         ValueError: as `diloco`.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.slowmo("worker", period=12, momentum=0.6)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.slowmo(workers.axis, period=12, momentum=0.6)
 
     Reference:
         Wang et al. 2020; read in code (facebookresearch/fairscale gossip/distributed.py), the form

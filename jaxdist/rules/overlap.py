@@ -60,8 +60,9 @@ def overlap_local_sgd(
             be read; in `init`, if it cannot work on the leaves.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.overlap_local_sgd("worker", period=16)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.overlap_local_sgd(workers.axis, period=16)
 
     Reference:
         Wang et al. 2020; read in the authors' code (JYWa/Overlap_Local_SGD OverlapLocalSGD.py),

@@ -58,8 +58,9 @@ def dppf(
             cannot be read; in `init`, if it cannot work on the leaves.
 
     Example:
-        >>> import jaxdist, optax
-        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.dppf("worker", pull=0.5, push=0.1))
+        >>> import jax, optax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.dppf(workers.axis, pull=0.5, push=0.1))
 
     Reference:
         arXiv 2507.20424, of which only the abstract was read; the equation is from memory and the

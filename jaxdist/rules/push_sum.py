@@ -65,8 +65,10 @@ def sgp(
             the number of workers, has columns that do not sum to 1, or is not strongly connected.
 
     Example:
-        >>> import jaxdist, optax
-        >>> tx = optax.chain(optax.sgd(0.1), jaxdist.rules.sgp("worker", topology="exponential"))
+        >>> import jax, optax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.sgp(workers.axis, topology="exponential")
+        >>> tx = optax.chain(optax.sgd(0.1), rule)
 
     Reference:
         Assran et al. 2019; read in the authors' code (facebookresearch/stochastic_gradient_push

@@ -99,8 +99,9 @@ def streaming_diloco(
             compressor cannot work on the leaves.
 
     Example:
-        >>> import jaxdist
-        >>> rule = jaxdist.rules.streaming_diloco("worker", period=100, fragments=4, delay=5)
+        >>> import jax, jaxdist
+        >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
+        >>> rule = jaxdist.rules.streaming_diloco(workers.axis, period=100, fragments=4, delay=5)
 
     Reference:
         Douillard et al. 2025; read in code (pytorch/torchft local_sgd.py, MaxText
