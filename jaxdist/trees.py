@@ -14,7 +14,7 @@ LARGEST = 2**31 - 1
 
 def is_real(x: Any) -> bool:
     """Whether an array, or the description of one, holds real floating-point numbers."""
-    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jnp.issubdtype(x.dtype if hasattr(x, "dtype") else jnp.result_type(x), jnp.floating)
 
 
 def path_name(path: Sequence[Any]) -> str:

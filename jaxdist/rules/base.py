@@ -118,11 +118,11 @@ def rule(
             raise ValueError("params is None; a rule needs tx.update(updates, state, params)")
         for part in only:
             check_choice("only", part, PARTS)
-        _check_order(updates, grad)
         given, before, step = updates, state, state.count if step is None else step
         seen = lambda tree, name: tree if tree is None else leaves.floats(params, tree, name)
         gradients = seen(grad, "grad"), seen(probe_grad, "probe_grad")
         updates, params = seen(updates, "updates"), seen(params, "params")
+        _check_order(updates, gradients[0])
         updates = jax.tree.map(lambda u, p: _local(u, p, "local" in only), updates, params)
         extra = Extra(params, updates, step, value, *gradients)
 
@@ -269,8 +269,8 @@ def _update(u: jax.Array, p: jax.Array, x: jax.Array, new: jax.Array) -> jax.Arr
 
 def _check_order(updates: Params, grad: Params | None) -> None:
     """Raises a ValueError if no optimizer stands before the rule: it was given the gradient."""
-    pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(grad), strict=False)
-    if any(u is g for u, g in pairs):
+    given, raw = jax.tree.leaves(updates), jax.tree.leaves(grad)
+    if raw and all(u is g for u, g in zip(given, raw, strict=True)):
         raise ValueError(
             "updates is the gradient itself, so that no optimizer stands before the rule; a rule "
             "goes last: optax.chain(optax.sgd(0.1), rule)"

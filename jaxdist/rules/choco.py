@@ -15,7 +15,7 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.rules import base, mixing
 from jaxdist.topology import Topology
-from jaxdist.trees import apart, wide
+from jaxdist.trees import apart, choose, wide
 
 COPIES = ("own", "neighbour")
 
@@ -111,15 +111,18 @@ def choco(
             apart = jax.tree.map(jnp.subtract, wide(x), state.known)
             message, memory = compressor.encode(apart, state.memory, extra.step)
             own = decode(message)
+            well = base.healthy(own)  # else the neighbours do not take it, nor does this worker
+            memory = choose(well, memory, state.memory)
 
             def visit(total, arrived, sender, weight):
                 q = decode(arrived)
                 weight = jnp.where((sender >= 0) & base.healthy(q), weight, 0)
                 return mixing.add(total, q, weight)
 
-            start = mixing.add(state.mixed, own, jnp.asarray(kept)[collectives.index(axis)])
+            here = jnp.where(well, jnp.asarray(kept)[collectives.index(axis)], 0)
+            start = mixing.add(state.mixed, own, here)
             mixed = mixing.fold(visit, start, message, graph, axis, extra.step)
-            known = jax.tree.map(jnp.add, state.known, own)
+            known = mixing.add(state.known, own, well.astype(jnp.float32))
             pull = lambda m, k: consensus_step * (m - k)
             x = mixing.plus(x, jax.tree.map(pull, mixed, known))
             state = state._replace(known=known, mixed=mixed, memory=memory)
@@ -153,9 +156,9 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
 
     def init(params):
         x, none = wide(params), mixing.init(params)
-        copies = lambda tree: jax.tree.map(lambda a: jnp.stack([a] * slots), tree)
-        stack = lambda tree: apart(copies, tree)
-        return ChocoState(none.count, stack(x), stack(x), stack(compressor.init(x)), none.metrics)
+        stack = lambda tree: jax.tree.map(lambda a: jnp.stack([a] * slots), tree)
+        copies, memory = apart(stack, x), apart(lambda x: stack(compressor.init(x)), x)
+        return ChocoState(none.count, copies, copies, memory, none.metrics)
 
     def act_on(graph):
         def act(x, state, extra):

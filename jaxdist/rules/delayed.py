@@ -17,6 +17,7 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
 from jaxdist.rules import base, tables
+from jaxdist.trees import choose
 
 
 class DelayedState(NamedTuple):
@@ -57,7 +58,8 @@ def lasgd(
     its snapshot and conserves the mean of the workers; with delay 0 it is local SGD, with delay =
     period CoCoD-SGD. Workers may have delays of their own: the mean is conserved as soon as all of
     them have applied an average. If both fall on one step the old average is applied before the new
-    snapshot is taken. Snapshots that are not finite are left out. Sends one all-reduce of d + 1
+    snapshot is taken. Snapshots that are not finite are left out, and nothing is applied to a
+    worker whose own was not. Sends one all-reduce of d + 1
     numbers a period.
 
     Args:
@@ -183,8 +185,10 @@ def _delayed(axis, period, delay, max_delay, mix, compress):
     def arrive(x, state, extra):
         if mix is None:
             new = jax.tree.map(lambda x, m, s: x + (m - s), x, state.mean, state.snapshot)
+            used = state.mean, state.snapshot
         else:
-            new = base.pull(x, state.mean, 1 - mix)
+            new, used = base.pull(x, state.mean, 1 - mix), state.mean
+        new = choose(base.healthy(used), new, x)
         metrics = {"applied_distance": base.distance(new, x)}
         if of_each:
             number, age = _last_launch(extra.step, period)

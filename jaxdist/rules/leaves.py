@@ -30,10 +30,10 @@ def floats(params: Tree, tree: Tree, name: str) -> Tree:
     def one(path, p, x):
         if _hidden(p):
             return p
-        if jnp.issubdtype(jnp.result_type(p), jnp.complexfloating):
+        if jnp.iscomplexobj(p):
             raise ValueError(
-                f"the leaf {path_name(path)!r} has the type {jnp.result_type(p)}; rules take real "
-                f"numbers: keep real and imaginary parts in leaves of their own"
+                f"the leaf {path_name(path)!r} has the type {p.dtype}; rules take real numbers: "
+                f"keep real and imaginary parts in leaves of their own"
             )
         return x if is_real(p) else optax.MaskedNode()
 
@@ -41,10 +41,10 @@ def floats(params: Tree, tree: Tree, name: str) -> Tree:
     try:
         rows = leaves[1].flatten_up_to(tree)
     except ValueError as error:
-        raise ValueError(
-            f"{name} has another structure than params, which a rule cannot be given (nor can it "
-            f"stand inside optax.flatten if it looks at gradients): {error}"
-        ) from None
+        raise _other_structure(name, error) from None
+    for (_, p), x in zip(leaves[0], rows, strict=True):
+        if not _hidden(p) and not jax.tree_util.all_leaves([x]):
+            raise _other_structure(name, f"a {type(x).__name__} for an array")
     return leaves[1].unflatten([one(*leaf, x) for leaf, x in zip(leaves[0], rows, strict=True)])
 
 
@@ -77,6 +77,13 @@ def like(state: Tree, before: Tree) -> Tree:
         return new if new is old else vary(jnp.asarray(new, jnp.result_type(old)), old)
 
     return jax.tree.map(one, state, before)
+
+
+def _other_structure(name: str, why: Any) -> ValueError:
+    return ValueError(
+        f"{name} has another structure than params: {why}. A rule that looks at gradients cannot "
+        f"stand inside optax.flatten, which leaves {name} as it was"
+    )
 
 
 def _hidden(x: Any) -> bool:

@@ -105,6 +105,7 @@ def noloco(
 
             m = jax.tree.map(outer, state.momentum, own[0], slow, own[1], change)
             phi = jax.tree.map(jnp.add, state.slow, m)
+            m, phi = choose(base.healthy((m, phi)), (m, phi), (state.momentum, state.slow))
             x = jax.tree.map(lambda x, p: p.astype(x.dtype), x, phi)
             return x, state._replace(slow=phi, momentum=m, metrics={"partner": partner})
 

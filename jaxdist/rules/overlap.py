@@ -10,6 +10,7 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
+from jaxdist.trees import choose
 
 
 class OverlapState(NamedTuple):
@@ -84,11 +85,14 @@ def overlap_local_sgd(
         anchor, metrics = state.anchor, {"anchor_distance": base.distance(x, state.anchor)}
         x = base.pull(x, anchor, pull)
         v = jax.tree.map(lambda v, z, x: momentum * v + (z - x), state.momentum, anchor, x)
+        v = choose(base.healthy(v), v, state.momentum)
         return x, state._replace(momentum=v, metrics=metrics)
 
     def launch(x, state, extra):
         ahead = jax.tree.map(jnp.subtract, state.anchor, state.momentum)
-        mean, _, memory = means.mean(ahead, state.memory, extra.step, base.healthy(ahead))
+        mean, _, memory = means.mean(
+            ahead, state.memory, extra.step, base.healthy((x, ahead)), otherwise=state.anchor
+        )
         return x, state._replace(anchor=mean, memory=memory)
 
     due = base.every(period)
