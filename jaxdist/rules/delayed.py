@@ -193,8 +193,7 @@ def _delayed(axis, period, delay, max_delay, mix, compress):
         if of_each:
             number, age = _last_launch(extra.step, period)
             here = tables.mine(delay, number, axis) == age
-            choose = lambda new, old: jnp.where(here, new, old)
-            new, metrics = jax.tree.map(choose, (new, metrics), (x, state.metrics))
+            new, metrics = choose(here, (new, metrics), (x, state.metrics))
         return new, state._replace(metrics=metrics)
 
     def syncs(num):
