@@ -269,7 +269,7 @@ def _group_reduce(x: jax.Array, axis: Axis, groups: Groups, op: str) -> jax.Arra
         axis = axis[1]  # no group leaves its device
     slots = jnp.arange(len(groups)).reshape(-1, *[1] * x.ndim) == mine
     slots = jnp.where(slots, x[None], neutral)
-    return reduce(slots, axis)[mine]
+    return lax.dynamic_index_in_dim(reduce(slots, axis), mine, keepdims=False)
 
 
 def _lowest(dtype: jnp.dtype) -> np.ndarray:
@@ -290,10 +290,11 @@ def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     source = source.reshape(-1, local)
     stays = (source >= 0) & (source // local == np.arange(len(source))[:, None])
     at = jnp.asarray(np.where(stays, source % local, 0))[here, slot]
-    received = jnp.where(jnp.asarray(stays)[here, slot], rows[at], jnp.zeros_like(x))
+    row = lambda at: lax.dynamic_index_in_dim(rows, at, keepdims=False)
+    received = jnp.where(jnp.asarray(stays)[here, slot], row(at), jnp.zeros_like(x))
     for pairs, send, receive in moves.rounds(np.where(stays, -1, source)):
-        row = lax.ppermute(rows[jnp.asarray(send)[here]], outer, pairs)
-        received = jnp.where(jnp.asarray(receive)[here] == slot, row, received)
+        arrived = lax.ppermute(row(jnp.asarray(send)[here]), outer, pairs)
+        received = jnp.where(jnp.asarray(receive)[here] == slot, arrived, received)
     return received
 
 

@@ -190,7 +190,7 @@ class Sign(Compressor):
 
     def encode(self, tree: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
         del step
-        scales = [jnp.abs(x).sum() / max(x.size, 1) for x in jax.tree.leaves(tree)]
+        scales = [jnp.abs(x).sum() / float(max(x.size, 1)) for x in jax.tree.leaves(tree)]
         return {"bits": jnp.packbits(base.flatten(tree) >= 0), "scales": jnp.stack(scales)}, state
 
     def decode(self, message: Tree, like: Tree, step: jax.Array) -> Tree:
