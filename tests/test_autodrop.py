@@ -260,6 +260,23 @@ def test_types_stay(snapshot_dtype):
     assert state.scale < 1
 
 
+def test_integers_are_carried_along_and_all_can_be_donated():
+    tx = autodrop(1, extra_epochs=1, theta=180.0, theta_max=180.0)
+    x = {"a": jnp.ones(2), "n": jnp.int32(5)}
+    state = jax.eval_shape(tx.init, x)
+    assert [leaf.shape for leaf in jax.tree.leaves(state.position)] == [(2,)]
+    step = jax.jit(lambda u, state, x: tx.update(u, state, x), donate_argnums=(1, 2))
+    state = tx.init(x)
+    for _ in range(5):
+        u, state = step({"a": jnp.ones(2), "n": jnp.int32(1)}, state, x)
+        assert int(u["n"]) == 1
+        x = {"a": jnp.ones(2), "n": jnp.int32(5)}
+    assert state.scale < 1
+    with jax.enable_x64(True):
+        types = lambda tree: jax.tree.map(lambda leaf: leaf.dtype, tree)
+        assert types(jax.eval_shape(step, x, state, x)[1]) == types(state)
+
+
 def test_hyper_parameters_can_be_injected():
     made = optax.inject_hyperparams(
         autodrop, static_args=("steps_per_epoch", "extra_epochs", "mean_of")

@@ -633,6 +633,23 @@ def test_contract_types_compiles_and_unknown_arguments(name, dtype):
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(updates))
 
 
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_types_stay_with_x64(name):
+    """So that a scan can carry the parameters and the state; lpf with a schedule of its own."""
+    gamma = flatness.cosine_increase_schedule(5e-4, 15, 50)
+    options = {"gamma": gamma} if name == "lpf" else {}
+    with jax.enable_x64(True):
+        tx = WRAPPERS[name](optax.sgd(0.1, momentum=0.9), **options)
+        params = jnp.ones(2, jnp.float32)
+
+        def step(carry, t):
+            updates, state = tx.update(carry[0], carry[1], carry[0], step=t, grad_fn=grad_fn)
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        run = lambda p: jax.lax.scan(step, (p, tx.init(p)), jnp.arange(3))[0][0]
+        assert jax.eval_shape(run, params).dtype == jnp.float32
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", flatness.ORACLES)
 def test_oracles_keep_types_and_compile_once(name, dtype):

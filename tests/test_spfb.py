@@ -494,7 +494,6 @@ def test_rank_above_the_number_of_parameters():
         {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(3)},
         jnp.zeros((3, 3, 1, 2)),
         jnp.zeros(()),
-        (),
     ],
 )
 @pytest.mark.parametrize("name", BOTH)
@@ -509,6 +508,7 @@ def test_other_models_are_refused(name, params):
     [
         (jnp.zeros((3, 2)), None, "features is None"),
         (None, jnp.zeros((5, 3)), "params is None"),
+        ((), jnp.zeros((5, 3)), "this is for no other models"),
         (jnp.zeros((3, 2)), jnp.zeros((5, 4)), r"must be \[B, 3\]"),
         (jnp.zeros((3, 2)), jnp.zeros((5, 2, 3)), r"must be \[B, 3\]"),
         (jnp.zeros(6), jnp.zeros((5, 3)), r"must be \[B, K, 6\]"),
@@ -583,3 +583,10 @@ def test_the_experiment_refuses(wrong, tmp_path, capsys):
         logistic.main(["--workdir", str(tmp_path), *wrong])
     assert stopped.value.code == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tx", [spfb(damping=0.1), lspfb(damping=0.1, rank=2)])
+def test_optax_finds_no_parameters_in_their_state(tx):
+    state = tx.init(jnp.zeros((3, 2)))
+    told = optax.tree.map_params(tx, lambda _: "parameter", state)
+    assert "parameter" not in jax.tree.leaves(told)

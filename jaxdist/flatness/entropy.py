@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxdist.collectives import Axis
 from jaxdist.flatness import base, noise
+from jaxdist.rules import leaves
 from jaxdist.rules.base import PARTS, check_axis, check_between, check_choice
 from jaxdist.trees import vary, wide
 
@@ -125,7 +126,7 @@ def entropy_sgd(
                 lambda y, d, m, n: y - inner_lr * (d + inner_momentum * m) + n, y, d, m, kick
             )
             z = jax.tree.map(lambda z, y: decay * z + (1 - decay) * y, z, y)
-            return (y, z, m), None
+            return leaves.like((y, z, m), chain), None
 
         start = vary((x, x, jax.tree.map(jnp.zeros_like, x)), (params, updates, key))
         (_, z, _), _ = lax.scan(

@@ -9,7 +9,7 @@ import optax
 from jaxdist import collectives
 from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
-from jaxdist.rules import base
+from jaxdist.rules import base, leaves
 from jaxdist.trees import Tree, wide
 
 
@@ -212,7 +212,9 @@ def autodrop(
     def update(updates, state, params=None, *, step=None, only=base.PARTS, **_):
         if params is None:
             raise ValueError("params is None; autodrop needs tx.update(updates, state, params)")
-        updates, params = jax.tree.map(jnp.asarray, (updates, params))
+        given, (updates, params) = updates, jax.tree.map(jnp.asarray, (updates, params))
+        updates = leaves.floats(params, updates, "updates")
+        params = leaves.floats(params, params, "params")
         step = state.count if step is None else step
         if "local" in only:
             updates = jax.tree.map(lambda u: (state.scale * u).astype(u.dtype), updates)
@@ -220,9 +222,9 @@ def autodrop(
         if "sync" in only:
             keep = lambda updates, state, params: (updates, state)
             updates, state = collectives.when(due, step, look, keep, updates, state, params)
-        return updates, state
+        return leaves.with_floats(given, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(base.starting(init), update)
 
 
 def _is_float(dtype: str | type) -> bool:

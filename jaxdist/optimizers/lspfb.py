@@ -84,11 +84,12 @@ def lspfb(
     check_integer("block", block, 1)
 
     def init(params):
-        check_params(params)
+        if jax.tree.leaves(params):  # optax.tree.map_params calls with a tree that has none
+            check_params(params)
         size = sum(x.size for x in jax.tree.leaves(params))
-        if rank > size:
+        if rank > size > 0:
             raise ValueError(f"rank is {rank}; it must be at most the {size} parameters")
-        dtype = jnp.result_type(*jax.tree.leaves(wide(params)))
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
         return LspfbState(base.counter(), jnp.zeros((rank, size), dtype), jnp.zeros(size, dtype))
 
     def update(updates, state, params=None, *, features=None, **_):

@@ -148,9 +148,10 @@ def _scale_by_bound(damping, averaging):
     check_rates(damping, averaging)
 
     def init(params):
-        check_params(params)
+        if jax.tree.leaves(params):  # optax.tree.map_params calls with a tree that has none
+            check_params(params)
         size = sum(x.size for x in jax.tree.leaves(params))
-        dtype = jnp.result_type(*jax.tree.leaves(wide(params)))
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
         return SpfbState(base.counter(), jnp.zeros((size, size), dtype))
 
     def update(updates, state, params=None, *, features=None, **_):
