@@ -138,7 +138,7 @@ def activity(
 
         def active(s):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), s), number)
-            return jax.random.uniform(key) < probability
+            return jax.random.uniform(key, (), jnp.float32) < probability
 
         due = lambda t: _of_step(active, (t + 1) // period - 1)
         return due, lambda t: due(t).astype(jnp.float32)
