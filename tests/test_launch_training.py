@@ -82,7 +82,7 @@ def lines(workdir):
 
 def told(workdir):
     """The metrics file without the times."""
-    times = ("seconds", "steps_per_second")
+    times = ("seconds", "train_seconds", "steps_per_second")
     return [{k: v for k, v in json.loads(x).items() if k not in times} for x in lines(workdir)]
 
 

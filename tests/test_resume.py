@@ -23,7 +23,7 @@ from jaxdist.training import train
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
-TIMES = ("seconds", "steps_per_second")
+TIMES = ("seconds", "train_seconds", "steps_per_second")
 
 
 def full_run(**options):

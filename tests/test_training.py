@@ -11,7 +11,7 @@ import optax
 import pytest
 from tiny_runs import few_digits, norm_net, saved, tiny_run
 
-from jaxdist import traffic
+from jaxdist import stacked, traffic
 from jaxdist.data import ArraySource, Loader, make_augment, normalize
 from jaxdist.losses import cross_entropy
 from jaxdist.training import (
@@ -313,10 +313,19 @@ def test_metrics_file(finished):
     evaluations = [line for line in found if "test_loss" in line]
     assert [line["step"] for line in training] == [3, 6, 9, 10]
     assert [line["step"] for line in evaluations] == [4, 8, 10]
-    assert len(found) == 7
+    assert len(found) == 10
     assert [line["step"] for line in found] == sorted(line["step"] for line in found)
     assert (np.diff([line["seconds"] for line in found]) >= 0).all()
-    told = steps(run, 10)[1]
+    assert all(line["train_seconds"] < line["seconds"] for line in found)  # it compiled
+    states, told = steps(run, 10)
+    for when, at in {"before": [3, 7], "after": [4, 8]}.items():  # the last sync of each line
+        name = f"consensus_{when}_sync"
+        looked = [(line["step"], line[name]) for line in found if name in line]
+        want = [(done, float(stacked.consensus_distance(states[done][0]))) for done in at]
+        np.testing.assert_allclose(looked, want, rtol=1e-5)
+    for line, since in zip(training, (0, 3, 6, 9), strict=True):
+        losses = [each["loss"] for each in told[since : line["step"]]]
+        np.testing.assert_allclose(line["mean_loss"], np.mean(losses, 0), rtol=1e-5)
     # A sync moves (d + 1) floats through a ring of 8: 2 * 7 / 8 of them. d = 64 * 16 + 16 + 170.
     per_sync = 2 * 7 * 4 * (1210 + 1) / 8
     for line in training:

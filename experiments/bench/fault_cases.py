@@ -26,7 +26,7 @@ EARLY = 0.25
 """Part of the random moments that fall before the first step."""
 
 LAUNCHER = "launcher"
-TIMES = ("seconds", "steps_per_second")
+TIMES = ("seconds", "train_seconds", "steps_per_second")
 
 
 @dataclasses.dataclass

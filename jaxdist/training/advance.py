@@ -1,12 +1,13 @@
 """How a run goes from one step to a later one: the ways to run the same arithmetic."""
 
 import jax
+import numpy as np
 
 from jaxdist.traffic import Traffic
 from jaxdist.training.beside import make_beside
 from jaxdist.training.counted import make_counted
 from jaxdist.training.feed import Advance, Feed, Progress
-from jaxdist.training.rounds import make_rounds
+from jaxdist.training.rounds import make_rounds, round_ends
 from jaxdist.training.run import Run
 from jaxdist.training.state import abstract
 from jaxdist.training.step import Step, make_step
@@ -47,3 +48,11 @@ def _step_by_step(feed: Feed, step: Step) -> Advance:
         return Progress(done + 1, state, metrics, [metrics["loss"]])
 
     return advance
+
+
+def seen(run: Run, traffic: Traffic) -> np.ndarray:
+    """The numbers of steps after which such a run is seen, ascending: `Progress.done`."""
+    if run.round_steps > 1:
+        return round_ends(run, traffic)
+    each = run.trigger or 1
+    return np.arange(each, run.steps + 1, each)

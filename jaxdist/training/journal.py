@@ -16,15 +16,17 @@ from jaxdist.traffic import Traffic
 from jaxdist.training import multihost, record
 from jaxdist.training.events import EventsWriter
 from jaxdist.training.feed import Progress
+from jaxdist.training.looks import looks
 from jaxdist.training.metrics import MetricsWriter
 from jaxdist.training.progress import Show
 from jaxdist.training.run import Run
 from jaxdist.training.state import abstract
+from jaxdist.training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
 WINDOW = 32
-"""Steps whose losses are looked over at once, for one that is not finite."""
+"""Steps whose losses are looked over at once, for their mean and one that is not finite."""
 
 
 def traffic_of(run: Run, only: Sequence[str] | None = None) -> Traffic:
@@ -46,6 +48,10 @@ def passed(before: int, done: int, every: int, last: int) -> bool:
 class Journal:
     """The lines of the metrics file, each written once the step after it is on its way.
 
+    A line every `run.log_every` steps, with what is so after them, and the mean of the losses since
+    the line before; with each, one just before and one right after a sync, which tell the consensus
+    distance there (see `looks`); and those of evaluations.
+
     Every process keeps one, because what several processes hold is reduced by all of them; only
     the main process writes.
 
@@ -56,6 +62,7 @@ class Journal:
         step: the steps that are done.
         show: gets the lines of training metrics as well.
         told: the `totals` of those steps; empty at the start of a run.
+        seen: the numbers of steps after which it gets to see the run, ascending.
     """
 
     def __init__(
@@ -66,34 +73,47 @@ class Journal:
         step: int,
         show: Show,
         told: Mapping[str, float],
+        seen: np.ndarray,
     ):
         self._run, self._traffic, self._show = run, traffic, show
-        self._writers, before = [], 0.0
+        self._writers, last = [], {}
         if multihost.is_main():
             lines = MetricsWriter(workdir / record.METRICS, step)
-            before = lines.last.get("seconds", 0.0)
+            last = lines.last
             self._writers.append(lines)
             if run.tensorboard:
                 self._writers.append(EventsWriter(workdir / record.TENSORBOARD, step))
-        self._began = time.monotonic() - before
+        before = lambda name: max(last.get(name, 0.0), told.get(name, 0.0))
+        self._began = time.monotonic() - before("seconds")
+        self._watch = Stopwatch(before("train_seconds"))
         self._mark: tuple[int, float] | None = None  # where the rate is counted from
         self._previous = self._pending = None
         self._start = step
         self._sent = step, told.get("bytes_sent", 0)
         self._epoch = told.get("epoch", 0.0)
-        none = np.zeros(run.workers.num, bool)
         place = run.workers.sharding
-        self._none_bad = jax.make_array_from_callback(none.shape, place, lambda i: none[i])
-        self._bad, self._losses = self._none_bad, []
+        make = lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i])
+        kinds = np.bool_, np.float32
+        self._none = tuple(make(np.zeros(run.workers.num, kind)) for kind in kinds)
+        self._seen, self._since, self._losses = self._none, step, []
         self._reported: set[int] = set()
+        acting = traffic_of(run, only=("local", "sync")) if traffic.delayed else traffic
+        self._looks = looks(acting.pattern(np.arange(run.steps)), run.log_every, seen)
 
-        def observe(params, metrics, bad):
-            distance = stacked.consensus_distance(params)
-            return {"consensus_distance": distance, **metrics, "nonfinite_workers": bad}
+        def observe(params, metrics, seen, number):
+            bad, total = seen
+            found = {"consensus_distance": stacked.consensus_distance(params), **metrics}
+            if run.trigger is None:  # else the workers have taken unequal numbers of steps
+                found["mean_loss"] = total / number
+            return found | {"nonfinite_workers": bad}
+
+        def look_over(seen, losses, number):
+            (bad, total), losses = seen, jnp.stack(losses)
+            new = jnp.where((jnp.arange(WINDOW) < number)[:, None], losses, 0)
+            return bad | ~jnp.isfinite(losses).all(0), total + new.sum(0)
 
         self._observe = jax.jit(observe, out_shardings=run.workers.replicated)
-        worse = lambda bad, losses: bad | ~jnp.isfinite(jnp.stack(losses)).all(0)
-        self._worse = jax.jit(worse, out_shardings=place)
+        self._look_over = jax.jit(look_over, out_shardings=place)
 
     @property
     def seconds(self) -> float:
@@ -116,7 +136,12 @@ class Journal:
     def totals(self, done: int) -> dict[str, float]:
         """What counts up over the whole run, whatever its number of workers was."""
         epoch = self._epoch + (done - self._start) / self._run.sampler.steps_per_epoch
-        return {"epoch": epoch, "bytes_sent": self.bytes_sent(done)}
+        return {
+            "epoch": epoch,
+            "seconds": self.seconds,
+            "train_seconds": self._watch.seconds,
+            "bytes_sent": self.bytes_sent(done),
+        }
 
     def progress(self, before: int, progress: Progress) -> None:
         """Takes note of steps that are on their way, and waits for those before them."""
@@ -130,17 +155,23 @@ class Journal:
         due = passed(before, done, self._run.log_every, self._run.steps)
         while len(self._losses) >= WINDOW or (due and self._losses):
             window, self._losses = self._losses[:WINDOW], self._losses[WINDOW:]
-            window += window[:1] * (WINDOW - len(window))
-            self._bad = self._worse(self._bad, window)
+            number = len(window)
+            window += window[:1] * (WINDOW - number)
+            self._seen = self._look_over(self._seen, window, np.int32(number))
+        looked = [f"consensus_{when}_sync" for when, at in self._looks.items() if done in at]
+        if due or looked:
+            number = np.float32(done - self._since)
+            observed = self._observe(state.params, metrics, self._seen, number)
+            self._pending = done, due, looked, observed
         if due:
-            self._pending = done, self._observe(state.params, metrics, self._bad)
-            self._bad = self._none_bad
+            self._seen, self._since = self._none, done
 
     @contextlib.contextmanager
     def pause(self, done: int) -> Iterator[None]:
         """For what is done between two steps: all lines so far are written, the rate waits."""
         self._write_pending()
-        yield
+        with self._watch.pause():
+            yield
         self._mark = done, time.monotonic()
 
     def evaluation(self, done: int, found: dict[str, Any]) -> None:
@@ -149,6 +180,7 @@ class Journal:
 
     def close(self) -> None:
         """Closes the files."""
+        self._watch.close()
         for writer in self._writers:
             writer.close()
 
@@ -161,7 +193,8 @@ class Journal:
         return {
             "step": done,
             "epoch": round(totals["epoch"], 4),
-            "seconds": round(self.seconds, 3),
+            "seconds": round(totals["seconds"], 3),
+            "train_seconds": round(totals["train_seconds"], 3),
             **self.virtual(done),
             "bytes_sent": totals["bytes_sent"],
         }
@@ -169,17 +202,17 @@ class Journal:
     def _write_pending(self) -> None:
         if self._pending is None:
             return
-        (done, observed), self._pending = self._pending, None
+        (done, due, looked, observed), self._pending = self._pending, None
         if not self._writers:
             return
         found = {name: np.asarray(value) for name, value in observed.items()}
+        line = self._head(done) | dict.fromkeys(looked, found["consensus_distance"])
+        if not due:
+            self._write(line)
+            return
         bad = np.flatnonzero(found.pop("nonfinite_workers")).tolist()
         rate, self._mark = self._rate(done), (done, time.monotonic())
-        line = self._head(done) | {
-            "steps_per_second": rate,
-            **found,
-            "nonfinite_workers": bad,
-        }
+        line |= {"steps_per_second": rate, **found, "nonfinite_workers": bad}
         self._write(line)
         self._show(line)
         for worker in sorted(set(bad) - self._reported):

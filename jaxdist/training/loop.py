@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdist.training import multihost, plots, record
-from jaxdist.training.advance import make_advance
+from jaxdist.training.advance import make_advance, seen
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.evaluate import make_evaluate
 from jaxdist.training.faults import Interrupt, PreemptedError, StopSignal, naming_the_lost
@@ -68,7 +68,7 @@ def train(
             record.begin(workdir, run, start)
         visible = progress and main
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
-        journal = Journal(run, traffic, workdir, start, show, told)
+        journal = Journal(run, traffic, workdir, start, show, told, seen(run, traffic))
         stack.callback(journal.close)
         advance = startup.watch(advance, show)
         if profile:

@@ -34,7 +34,7 @@ def make_rounds(run: Run, traffic: Traffic) -> Advance:
         ValueError: if the run has more than `MOST_PROGRAMS` different rounds.
     """
     feed, one = Feed(run), worker_step(run)
-    ends = _ends(run, traffic)
+    ends = round_ends(run, traffic)
     following = lambda done: int(ends[np.searchsorted(ends, done, side="right")])
     patterns = {_pattern(traffic, *span) for span in zip([0, *ends[:-1]], ends, strict=True)}
     if len(patterns) > MOST_PROGRAMS:
@@ -70,7 +70,7 @@ def make_rounds(run: Run, traffic: Traffic) -> Advance:
     return advance
 
 
-def _ends(run: Run, traffic: Traffic) -> np.ndarray:
+def round_ends(run: Run, traffic: Traffic) -> np.ndarray:
     """The numbers of steps after which a round ends, ascending; the last is that of the run."""
     steps = np.arange(run.steps)
     sends = traffic.due(steps).any(0)
