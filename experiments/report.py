@@ -7,36 +7,40 @@ single file without scripts that loads nothing: tables, curves, configuration an
 import argparse
 import base64
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from experiments import cli, comparison
+from experiments import cli, panels, seeds
 from experiments import report_page as page
 from experiments.report_page import Curve, Markup, tag
-from experiments.sharpness import FILE, FOLDER, runs_in
-from jaxdist import files
+from experiments.report_runs import Run, grouped, missing, read, summarize
+from experiments.sharpness import FILE, FOLDER
+from jaxdist import files, pictures
 from jaxdist.training import metrics, record
-from jaxdist.training.plots import series
+from jaxdist.training.plots import DISTANCES, over_workers
 
 PROG = "python -m experiments.report"
 PAGE, TIMELINES = "report.html", "timelines.png"
 
-ACROSS = {"step": "step", "bytes_sent": "MB sent by a worker", **comparison.CLOCKS}
+ACROSS = {"step": "step", "bytes_sent": "MB sent, mean of the workers", **panels.CLOCKS}
 CHARTS = (
-    ("loss", "step", "loss (nats), training, mean and range of the workers", True),
+    ("mean_loss", "step", "loss (nats), training, since the last line, over the workers", True),
+    ("loss", "step", "loss (nats), training, of one step, over the workers", True),
     ("test_loss", "step", "loss (nats), test, mean of the workers' models", True),
     ("test_accuracy", "step", "test accuracy (%), mean of the workers' models", False),
-    ("worker_accuracies", "step", "test accuracy (%), workers alone, mean and range", False),
+    ("worker_accuracies", "step", "test accuracy (%), workers alone, over the workers", False),
     ("center_accuracy", "step", "test accuracy (%), model at the rule's centre", False),
     *(("test_accuracy", across, "test accuracy (%)", False) for across in list(ACROSS)[1:]),
-    ("consensus_distance", "step", "consensus distance", True),
+    *((name, "step", f"consensus distance, {where}", True) for name, where in DISTANCES.items()),
     ("steps_per_second", "step", "steps per second", False),
 )
-DRAWN = {*ACROSS, "epoch", "nonfinite_workers", *(chart[0] for chart in CHARTS)}
+INSTEAD = {"loss": "mean_loss", "consensus_distance": "consensus_after_sync"}
+"""What is not drawn of a run that tells the other."""
+
+DRAWN = {*ACROSS, "epoch", "seconds", "nonfinite_workers", *(chart[0] for chart in CHARTS)}
 MANY_WORKERS = 16
 COLUMNS = {  # what is shown, in what unit
     "test accuracy": ("test_accuracy", 100, "%"),
@@ -44,36 +48,17 @@ COLUMNS = {  # what is shown, in what unit
     "worst worker": ("worst_worker_accuracy", 100, "%"),
     "at the centre": ("center_accuracy", 100, "%"),
     "test loss": ("test_loss", 1, ""),
-    "consensus distance": ("consensus_distance", 1, ""),
+    "consensus distance before a sync": ("consensus_before_sync", 1, ""),
+    "consensus distance at the end": ("consensus_distance", 1, ""),
     "MB sent": ("bytes_sent_per_worker", 1e-6, ""),
-    "seconds": ("seconds", 1, ""),
+    "training seconds": ("train_seconds", 1, ""),
     "virtual seconds": ("virtual_seconds", 1, ""),
 }
-NOTE = "Test accuracy and loss are of the mean of the workers' models; MB sent, of one worker."
-
-
-class Run(NamedTuple):
-    """What there is to tell about a run."""
-
-    name: str
-    group: str  # of the seeds of one configuration in a sweep, else the name
-    folder: Path
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    lines: list[dict[str, Any]]
-    finished: bool
-
-    def series(self, name: str, across: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """What a quantity is drawn against, `[T]`, and its values, `[T]` or `[T, W]`."""
-        lines = [line for line in self.lines if {name, across} <= line.keys()]
-        if name == "consensus_distance":  # evaluations tell it once more
-            lines = [line for line in lines if "loss" in line]
-        try:
-            scale = 1e-6 if across == "bytes_sent" else 1.0
-            return series(lines, across)[1] * scale, series(lines, name)[1]
-        except (ValueError, TypeError):
-            path = self.folder / record.METRICS
-            raise ValueError(f"{path}: {name!r} is not numbers of one shape") from None
+NOTE = (
+    "Test accuracy and loss are of the mean of the workers' models, mean and worst worker of their "
+    "own, at the last evaluation. MB sent are those of one worker, on average over the workers. "
+    "Training seconds are without compiling, evaluating and saving."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=PROG, description="Writes an HTML page about runs.")
     parser.add_argument("--workdir", nargs="+", type=Path, required=True, help="runs, or sweeps")
     parser.add_argument("--out", type=Path, help=f"the page (default: {PAGE} in the workdir)")
+    parser.add_argument("--figures", type=Path, help="a folder for figures of a paper, PNG and PDF")
+    words = "in the legends: NAME=LABEL, or a JSON file of them"
+    parser.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help=words)
+    parser.add_argument("--width", choices=pictures.WIDTHS, default="column", help="of a figure")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     args = parser.parse_args(argv)
     with cli.clean_errors(args.traceback):
@@ -89,7 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = args.out or args.workdir[0] / PAGE
         try:
             _check_out(out)
-            files.write_atomically(out, render(read(args.workdir), args.workdir))
+            runs = read(args.workdir)
+            labels = panels.read_labels(args.labels, list(grouped(runs)))
+            files.write_atomically(out, render(runs, args.workdir, labels))
+            if args.figures is not None:
+                _draw(runs, args.figures, labels, args.width)
         except OSError as error:
             raise ValueError(f"{error.filename}: {error.strerror}") from error
         except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
@@ -105,58 +98,22 @@ def _check_out(out: Path) -> None:
                 raise ValueError(f"out={str(out)!r} is there, and no page: it is not replaced")
 
 
-def read(workdirs: Sequence[Path]) -> list[Run]:
-    """The runs in the folders, in their order.
-
-    Raises:
-        ValueError: if a folder holds none, or a file in one is not what a run writes.
-    """
-    folders = list(dict.fromkeys(run.resolve() for root in workdirs for run in runs_in(root)))
-    common = os.path.commonpath(folders) if len(folders) > 1 else folders[0].parent
-    runs = []
-    for folder in folders:
-        told = record.read_json(folder / record.CONFIG)
-        if not isinstance(told, dict) or not isinstance(told.get("config"), dict):
-            raise ValueError(f"{folder / record.CONFIG} has no 'config': it is not that of a run")
-        lines = metrics.read(folder / record.METRICS)
-        if any(not isinstance(line.get("step"), int) for line in lines):
-            raise ValueError(f"{folder / record.METRICS}: a line has no 'step'")
-        name = folder.relative_to(common).as_posix()
-        group, config = name.partition("/seed_")[0], flatten(told.pop("config"))
-        finished = (folder / record.SUMMARY).exists()
-        runs.append(Run(name, group, folder, config, flatten(told), lines, finished))
-    return runs
+def _draw(runs: Sequence[Run], folder: Path, labels: Mapping[str, str], width: str) -> None:
+    """Draws the figures, and prints which there are."""
+    lines = {group: [run.lines for run in of] for group, of in grouped(runs).items() if of}
+    if not lines:
+        raise ValueError("figures: no run is finished")
+    for path in panels.draw(lines, folder, labels, width):
+        print(path)
+    if lacking := missing(runs):
+        print(f"not in the figures: {', '.join(lacking)}")
 
 
-def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options under the names of their flags; a factory under that of its part.
-
-    Example:
-        >>> flatten({"rule": {"factory": "mgrawa", "period": 8}, "seed": 0})
-        {'rule': 'mgrawa', 'rule.period': 8, 'seed': 0}
-    """
-    found: dict[str, Any] = {}
-    for key, value in plain.items():
-        name = prefix if prefix and key == "factory" else f"{prefix}.{key}".lstrip(".")
-        found |= flatten(value, name) if value and isinstance(value, dict) else {name: value}
-    return found
-
-
-def summarize(run: Run) -> dict[str, Any]:
-    """The measures of `comparison.summarize`; of a run not finished, those of its last lines."""
-    if run.finished:
-        found = comparison.summarize([run.folder])
-        return found | {m: found[m]["mean"] for m in comparison.MEASURES if m in found}
-    found = {"steps": 0} | {name: value for line in run.lines for name, value in line.items()}
-    if each := found.get("worker_accuracies"):
-        each = np.array(each, float)  # null is NaN
-        found |= {"mean_worker_accuracy": each.mean(), "worst_worker_accuracy": each.min()}
-    sent = found.get("bytes_sent", 0)
-    return found | {"steps": found.get("step", 0), "bytes_sent_per_worker": sent}
-
-
-def render(runs: Sequence[Run], workdirs: Sequence[Path]) -> str:
-    """The page about these runs, best first."""
+def render(
+    runs: Sequence[Run], workdirs: Sequence[Path], labels: Mapping[str, str] | None = None
+) -> str:
+    """The page about these runs, best first; `labels` are what to call configurations."""
+    labels = labels or {}
     found = {run.name: summarize(run) for run in runs}
     accuracy = lambda run: np.array(found[run.name].get("test_accuracy"), float)  # none is NaN
     runs = sorted(runs, key=lambda run: np.nan_to_num(-accuracy(run), nan=np.inf))
@@ -164,8 +121,9 @@ def render(runs: Sequence[Run], workdirs: Sequence[Path]) -> str:
     colors = {run.name: groups.index(run.group) for run in runs}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     sections = {
+        "Over the seeds": _over_seeds(runs, found, colors, labels),
         "Summary": _summary(runs, found, colors),
-        "Curves": _curves(runs, colors),
+        "Curves": _curves(runs, colors, labels),
         "What the rule tells": map(_rule, runs),
         "Timelines on the virtual clock": map(_timelines, workdirs),
         "Sharpness": map(_sharpness, runs),
@@ -177,6 +135,36 @@ def render(runs: Sequence[Run], workdirs: Sequence[Path]) -> str:
         if inner := page.join(filter(None, parts)):
             body.append(tag("section", tag("h2", head), inner))
     return page.document(f"Report: {title}", *body)
+
+
+def _over_seeds(
+    runs: Sequence[Run],
+    found: Mapping[str, Mapping[str, Any]],
+    colors: Mapping[str, int],
+    labels: Mapping[str, str],
+) -> Iterator[Markup]:
+    """A row for each configuration, if one of them has several seeds."""
+    groups = grouped(runs)
+    if len(groups) == len(runs):
+        return
+    rows, columns = [], {}
+    for head, of in COLUMNS.items():
+        if any(of[0] in found[run.name] for each in groups.values() for run in each):
+            columns[head] = of
+    for group, of in groups.items():
+        color = next(colors[run.name] for run in runs if run.group == group)
+        row = [page.join([page.swatch(color), labels.get(group, group)]), len(of)]
+        for measure, scale, unit in columns.values():
+            values = [found[run.name][measure] for run in of if measure in found[run.name]]
+            whole = values and len(values) == len(of)
+            row.append(seeds.spread(values, scale, unit, "\u00b1") if whole else "")
+        rows.append(row)
+    caption = "Mean \u00b1 standard deviation (n - 1) over the finished seeds"
+    yield page.table(caption, ["configuration", "finished seeds", *columns], rows)
+    note = "Of one seed no deviation is known."
+    if lacking := missing(runs):
+        note += f" In no mean: {', '.join(lacking)}."
+    yield tag("p", note, class_="faint")
 
 
 def _summary(
@@ -208,22 +196,46 @@ def _summary(
         yield page.table("Workers whose loss was not finite", heads, noticed)
 
 
-def _curves(runs: Sequence[Run], colors: Mapping[str, int]) -> Iterator[Markup]:
-    """Figures with a curve for each run; of a single run, with all that has the same unit."""
+def _curves(
+    runs: Sequence[Run], colors: Mapping[str, int], labels: Mapping[str, str]
+) -> Iterator[Markup]:
+    """Figures with a curve for each configuration; of one run, with all that has the same unit."""
     one, charts = len(runs) == 1, {}
     if not one:
-        yield page.legend({run.group: colors[run.name] for run in runs}, sticky=True)
+        named = {labels.get(run.group, run.group): colors[run.name] for run in runs}
+        yield page.legend(named, sticky=True)
+        words = "The mean of the finished seeds and a band of their standard deviation; of a run "
+        yield tag("p", f"{words}alone, the mean and the range of its workers.", class_="faint")
     for measure, across, title, log in CHARTS:
         unit, _, what = title.partition(", ")
-        for run in runs:
-            x, values = run.series(measure, across)
-            if len(x):
-                curves = charts.setdefault((unit if one else title, ACROSS[across], log), [])
-                label = (what or unit, len(curves)) if one else (run.name, colors[run.name])
-                values = values * (100 if "accura" in measure else 1)
-                curves.append(Curve(*label, x, *_over_workers(values)))
-    figures = [page.chart(*key, curves, legends=one) for key, curves in charts.items()]
+        curves = charts.setdefault((unit if one else title, ACROSS[across], log), [])
+        scale = 100 if "accura" in measure else 1
+        for group in dict.fromkeys(run.group for run in runs):
+            of = [run for run in runs if run.group == group and not _instead(run, measure)]
+            done = [run for run in of if run.finished and len(run.series(measure, across)[0])]
+            alone = [run for run in of if len(done) < 2 or not run.finished]
+            label = labels.get(group, group)
+            if len(done) > 1:
+                told = [run.lines for run in done]
+                found = seeds.band(told, measure, across)
+                if found is not None:
+                    name = f"{label} ({len(done)} seeds)"
+                    x = found.x * (1e-6 if across == "bytes_sent" else 1)
+                    rows = (found.mean * scale, *(edge * scale for edge in found.range))
+                    curves.append(Curve(name, colors[done[0].name], x, *rows))
+            for run in alone:
+                x, values = run.series(measure, across)
+                if len(x):
+                    name = (what or unit, len(curves)) if one else (run.name, colors[run.name])
+                    curves.append(Curve(*name, x, *over_workers(values * scale)))
+    figures = [page.chart(*key, curves, legends=one) for key, curves in charts.items() if curves]
     yield tag("div", *figures, class_="grid") if figures else tag("p", "No metrics yet.")
+
+
+def _instead(run: Run, measure: str) -> bool:
+    """Whether a run tells something better to draw."""
+    other = INSTEAD.get(measure)
+    return other is not None and any(other in line for line in run.lines)
 
 
 def _rule(run: Run) -> Markup | None:
@@ -237,7 +249,7 @@ def _rule(run: Run) -> Markup | None:
         title = base.replace("_", " ") + (", mean of the layers" if len(layers) > 1 else "")
         (x, *_), values = zip(*map(run.series, layers), strict=True)
         values = np.mean(values, axis=0)
-        curves = [Curve("mean and range", 0, x, *_over_workers(values))]
+        curves = [Curve("mean and range", 0, x, *over_workers(values))]
         if values.ndim == 2 and values.shape[1] <= MANY_WORKERS:
             curves = [Curve(f"worker {i}", i, x, each) for i, each in enumerate(values.T)]
         if values.ndim == 2 and base.endswith("leader"):
@@ -288,14 +300,6 @@ def _compare(head: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Mark
     if same:
         caption = "The same in all runs" if len(found) > 1 else "All values"
         yield page.details(caption, page.table(caption, [head, "value"], same, words=True))
-
-
-def _over_workers(values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Values `[T]` themselves; of `[T, W]` the mean, least and greatest of the finite ones."""
-    if values.ndim == 1:
-        return (values,)
-    values = np.ma.masked_invalid(values.reshape(len(values), -1))
-    return tuple(of(1).filled(np.nan) for of in (values.mean, values.min, values.max))
 
 
 def _number(value: Any, scale: float = 1, unit: str = "", error: float | None = None) -> str:

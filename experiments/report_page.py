@@ -25,12 +25,12 @@ _LARGEST = 1e300
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c2128; --faint: #5c6570;
   --line: #d5dae0; --head: #f3f5f7;
-  --c0: #1f77b4; --c1: #d4660b; --c2: #2a8f3a; --c3: #c92a2a; --c4: #7d55b8;
-  --c5: #8a5a44; --c6: #d1479b; --c7: #6b7280; --c8: #8f8f12; --c9: #0f97a7; }
+  --c0: #0072b2; --c1: #d55e00; --c2: #00875f; --c3: #c0609a; --c4: #1c2128;
+  --c5: #3d8fc4; --c6: #b57d00; }
 @media (prefers-color-scheme: dark) { :root { --back: #14181d; --text: #e2e7ec;
   --faint: #98a3af; --line: #363e47; --head: #1d232a;
-  --c0: #6cb6ff; --c1: #ffa657; --c2: #6fd08c; --c3: #ff7b72; --c4: #c8a6ff;
-  --c5: #d0a08c; --c6: #ff9bd2; --c7: #b1bac4; --c8: #d6d65c; --c9: #5fd7e6; } }
+  --c0: #4aa8e0; --c1: #ff8a3d; --c2: #2fc99a; --c3: #e39bc4; --c4: #e2e7ec;
+  --c5: #8fd0f5; --c6: #f2b632; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 82rem; background: var(--back);
   color: var(--text); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -68,8 +68,8 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--text); }
 details { margin: .6rem 0; }
 details caption { display: none; }
 summary { cursor: pointer; font-weight: 600; }
-.d1 { stroke-dasharray: 7 4; } .d2 { stroke-dasharray: 2 4; }
-""" + "".join(f".c{i} {{ --c: var(--c{i}); }}\n" for i in range(10))
+.d1 { stroke-dasharray: 7 4; } .d2 { stroke-dasharray: 8 3 2 3; } .d3 { stroke-dasharray: 2 4; }
+""" + "".join(f".c{i} {{ --c: var(--c{i}); }}\n" for i in range(7))
 
 
 Place = Callable[[np.ndarray], np.ndarray]
@@ -152,8 +152,8 @@ def table(
 
 
 def style(index: int) -> str:
-    """The classes of the curve of that number: ten colours, then the same ones dashed."""
-    return f"c{index % 10} d{index // 10 % 3}"
+    """The classes of the curve of that number: of 28, no two have both in common."""
+    return f"c{index % 7} d{index % 4}"
 
 
 def swatch(index: int) -> Markup:
@@ -203,7 +203,7 @@ def chart(title: str, x_label: str, log: bool, curves: Sequence[Curve], *, legen
         rows = np.stack([y(row) for row in (curve.y, *ranged)])
         kept = _thin(rows)
         across, (value, *ranged) = x(curve.x)[kept], rows[:, kept]
-        color = f"c{curve.index % 10}"
+        color = f"c{curve.index % 7}"
         if ranged:
             parts.append(tag("path", d=_band(across, *ranged), class_=f"band {color}"))
         hint = tag("title", _told(curve))
@@ -216,7 +216,10 @@ def chart(title: str, x_label: str, log: bool, curves: Sequence[Curve], *, legen
             parts.append(tag("path", d=dots, class_=f"dots {color}"))
     said = f"{title} against {x_label}: {'; '.join(map(_told, curves[:10]))}"
     box = f"0 0 {_WIDTH} {_HEIGHT}"
-    return tag("figure", caption, tag("svg", *parts, viewBox=box, role="img", aria_label=said))
+    drawn = tag("svg", *parts, viewBox=box, role="img", aria_label=said)
+    lost = int((np.isfinite(ys) & ~_drawn(ys, log)).sum())
+    note = tag("p", f"{lost} values that the axis cannot show are left out.", class_="faint")
+    return tag("figure", caption, drawn, note if lost else "")
 
 
 def _frame(label: str, across: Sequence[Tick], up: Sequence[Tick]) -> list[Markup]:

@@ -56,6 +56,11 @@ def test_only_what_is_seen_is_looked_at():
     assert sorted(counted["after"])[:4] == [12, 20, 32, 40]
 
 
+def test_a_run_that_ends_before_a_sync_has_the_lines_of_a_longer_one():
+    whole, half = (looks(every(3)[None], 1, T[:steps] + 1) for steps in (10, 5))
+    assert {when: {at for at in found if at <= 5} for when, found in whole.items()} == half
+
+
 def test_training_stands_still_while_something_else_is_done(monkeypatch):
     """Compiled from 1 to 4, with tracing in it from 2 to 3; paused from 6 to 10."""
     now = 0.0

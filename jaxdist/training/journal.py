@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 WINDOW = 32
 """Steps whose losses are looked over at once, for their mean and one that is not finite."""
 
+HORIZON = 1024
+"""Steps, at least, in which a run's syncs are told apart."""
+
 
 def traffic_of(run: Run, only: Sequence[str] | None = None) -> Traffic:
     """What a run sends, or what some parts of its rule do (see `rules.base.rule`).
@@ -98,7 +101,8 @@ class Journal:
         self._seen, self._since, self._losses = self._none, step, []
         self._reported: set[int] = set()
         acting = traffic_of(run, only=("local", "sync")) if traffic.delayed else traffic
-        self._looks = looks(acting.pattern(np.arange(run.steps)), run.log_every, seen)
+        horizon = max(run.steps, HORIZON) + 1  # a longer run has the same lines until here
+        self._looks = looks(acting.pattern(np.arange(horizon)), run.log_every, seen)
 
         def observe(params, metrics, seen, number):
             bad, total = seen

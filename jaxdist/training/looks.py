@@ -12,8 +12,8 @@ def looks(pattern: np.ndarray, log_every: int, seen: np.ndarray) -> dict[str, fr
     """Chooses one sync for each line of metrics, the last that the line can tell.
 
     Args:
-        pattern: what changes parameters at each step, bool `[conditions, steps]`, as
-            `Traffic.pattern` gives it.
+        pattern: what changes parameters at each step, bool `[conditions, T]`, as `Traffic.pattern`
+            gives it; T may be more than the run has steps.
         log_every: steps between two lines.
         seen: the numbers of steps after which the run can be looked at, ascending.
 
@@ -28,13 +28,13 @@ def looks(pattern: np.ndarray, log_every: int, seen: np.ndarray) -> dict[str, fr
         ([7, 15, 23, 39], [8, 16, 24, 40])
     """
     chosen = _rarest(pattern)
-    done = np.intersect1d(np.flatnonzero(chosen) + 1, seen)
-    lines = seen[np.diff(seen // log_every, prepend=0) > 0]
+    done = np.intersect1d(np.flatnonzero(chosen) + 1, [*seen, seen[-1] + 1])
+    lines = np.union1d(seen[np.diff(seen // log_every, prepend=0) > 0], seen[-1:])
     line = np.searchsorted(lines, done)
     after = done[np.append(np.diff(line) > 0, True)[: len(done)]]
     before = after[~np.insert(chosen, 0, False)[after - 1]] - 1
-    found = {"before": np.intersect1d(before, seen), "after": after}
-    return {when: frozenset(at.tolist()) for when, at in found.items()}
+    found = {"before": before, "after": after}
+    return {when: frozenset(np.intersect1d(at, seen).tolist()) for when, at in found.items()}
 
 
 def _rarest(pattern: np.ndarray) -> np.ndarray:

@@ -6,9 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from jaxdist import pictures
 from jaxdist.training import metrics
 
 Lines = Sequence[dict[str, Any]]
+
+MANY = 16
+"""Workers; of more no curves of their own are drawn."""
+
+_TEST = pictures.style(1) | {"marker": "o"}
+
+DISTANCES = {
+    "consensus_before_sync": "just before a sync",
+    "consensus_after_sync": "right after a sync",
+    "consensus_distance": "at the steps of the lines",
+}
+"""Where the consensus distance is told; of no run at the last where it is at the others."""
 
 
 def draw(metrics_file: Path, folder: Path) -> list[Path]:
@@ -21,10 +34,6 @@ def draw(metrics_file: Path, folder: Path) -> list[Path]:
     Returns:
         The images.
     """
-    # imported here: a run's first step need not wait for it
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = metrics.read(metrics_file)
     folder.mkdir(exist_ok=True)
     plots: dict[str, tuple[int, Callable[[Any, Lines], None]]] = {
@@ -37,20 +46,39 @@ def draw(metrics_file: Path, folder: Path) -> list[Path]:
         plots["leaders"] = (1, _leaders)
     drawn = []
     for name, (panels, plot) in plots.items():
-        figure = Figure(figsize=(6.4 * panels, 4.0), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, panels)
-        plot(axes, lines)
-        for panel in np.ravel(axes):
-            panel.set_xlabel("step")
-            panel.grid(alpha=0.3)
-            panel.margins(x=0.01)
         drawn.append(folder / f"{name}.png")
         try:
-            figure.savefig(drawn[-1], dpi=120)
+            with pictures.figure(drawn[-1], 3.45 * panels, 2.6) as figure:
+                axes = figure.subplots(1, panels)
+                plot(axes, lines)
+                for panel in np.ravel(axes):
+                    panel.set_xlabel("step")
+                    panel.margins(x=0.01)
         except OSError as error:
             raise metrics.naming(drawn[-1], error) from None
     return drawn
+
+
+def telling(lines: Lines, name: str) -> Lines:
+    """The lines that tell a quantity, each step once.
+
+    Evaluations tell the consensus distance once more, and are left out there.
+    """
+    once = name == "consensus_distance" and any("loss" in line for line in lines)
+    return [line for line in lines if name in line and not (once and "loss" not in line)]
+
+
+def over_workers(values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Values `[T]` themselves; of `[T, W]` the mean, least and greatest of the finite ones.
+
+    Example:
+        >>> [each.tolist() for each in over_workers(np.array([[1.0, 3.0, np.nan]]))]
+        [[2.0], [1.0], [3.0]]
+    """
+    if values.ndim == 1:
+        return (values,)
+    values = np.ma.masked_invalid(values.reshape(len(values), -1))
+    return tuple(of(1).filled(np.nan) for of in (values.mean, values.min, values.max))
 
 
 def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -74,37 +102,55 @@ def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _loss_and_accuracy(axes: Any, lines: Lines) -> None:
     loss, accuracy = axes
-    _band(loss, *series(lines, "loss"), "training, mean and range of the workers")
-    loss.plot(*series(lines, "test_loss"), "C3.-", label="test, mean of the workers")
+    mean = any("mean_loss" in line for line in lines)
+    name, of = ("mean_loss", "of the steps since the last line") if mean else ("loss", "of a step")
+    _band(loss, lines, name, f"training, {of},\nmean and range of the workers")
+    loss.plot(*series(lines, "test_loss"), **_TEST, label="test, mean of the workers' models")
     loss.set_ylabel("loss (nats)")
-    if np.isfinite(series(lines, "loss")[1]).any():
-        loss.set_yscale("log")
-    _band(accuracy, *series(lines, "worker_accuracies"), "mean and range of the workers")
-    accuracy.plot(*series(lines, "test_accuracy"), "C3.-", label="model at the mean of the workers")
-    steps, center = series(lines, "center_accuracy")
-    if len(steps):
-        accuracy.plot(steps, center, "C2.--", label="model at the rule's centre")
+    loss.set_yscale(**pictures.scale([x for line in loss.lines for x in line.get_ydata()]))
+    _band(accuracy, lines, "worker_accuracies", "workers alone, mean and range")
+    accuracy.plot(*series(lines, "test_accuracy"), **_TEST, label="mean of the workers' models")
+    if any("center_accuracy" in line for line in lines):
+        style = pictures.style(2) | {"marker": "x"}
+        accuracy.plot(*series(lines, "center_accuracy"), **style, label="the rule's centre")
     accuracy.set_ylabel("test accuracy")
     for panel in axes:
         panel.legend()
 
 
+def distances(lines: Lines) -> dict[str, str]:
+    """Those of `DISTANCES` that are to be drawn of a run."""
+    told = {name: where for name, where in DISTANCES.items() if any(name in x for x in lines)}
+    return {name: told[name] for name in list(told)[: max(1, len(told) - 1)]}
+
+
 def _consensus_distance(axes: Any, lines: Lines) -> None:
-    axes.plot(*series([line for line in lines if "loss" in line], "consensus_distance"))
+    for index, (name, where) in enumerate(distances(lines).items()):
+        steps, values = series(telling(lines, name), name)
+        axes.plot(steps, values, **pictures.style(index), label=where)
     axes.set_ylabel("consensus distance")
     axes.set_ylim(bottom=0)
+    axes.legend()
 
 
 def _weights(axes: Any, lines: Lines) -> None:
+    """A curve for each worker, of layers their mean; of many workers or layers what they span."""
     names = next(found for line in lines if (found := _weight_names(line)))
     steps, _ = series(lines, names[0])
-    weights = np.mean([series(lines, name)[1] for name in names], axis=0)
-    for worker, weight in enumerate(weights.T):
-        axes.plot(steps, weight, label=f"worker {worker}", lw=1)
-    axes.axhline(1 / weights.shape[1], color="black", lw=0.8, ls=":", label="uniform")
-    axes.set_ylabel("weight" if len(names) == 1 else "weight, mean of the layers")
-    if weights.shape[1] <= 16:
-        axes.legend(ncols=2, fontsize="small")
+    layers = np.stack([series(lines, name)[1] for name in names])  # [layers, T, W]
+    weights, num = layers.mean(0), layers.shape[2]
+    if len(names) > 1 or num > MANY:
+        every = np.ma.masked_invalid(layers.transpose(1, 0, 2).reshape(len(steps), -1))
+        of = [f"{n} {what}" for n, what in ((num, "workers"), (len(names), "layers")) if n > 1]
+        label = f"range of {' in '.join(of)}"
+        axes.fill_between(steps, every.min(1), every.max(1), color="0.85", lw=0, label=label)
+    if num > MANY:
+        axes.plot(steps, np.ma.median(np.ma.masked_invalid(weights), 1), label="median worker")
+    for worker, weight in enumerate(weights.T if num <= MANY else ()):
+        axes.plot(steps, weight, **pictures.style(worker), label=f"worker {worker}")
+    axes.axhline(1 / num, color="black", lw=0.8, ls=":", label="uniform")
+    axes.set_ylabel("weight" if len(names) == 1 else f"weight, mean of {len(names)} layers")
+    axes.legend(ncols=3)
 
 
 def _leaders(axes: Any, lines: Lines) -> None:
@@ -132,9 +178,10 @@ def _weight_names(line: dict[str, Any]) -> list[str]:
     return [name for name in line if name == "weight" or name.startswith("weight/")]
 
 
-def _band(axes: Any, steps: np.ndarray, values: np.ndarray, label: str) -> None:
+def _band(axes: Any, lines: Lines, name: str, label: str) -> None:
+    steps, values = series(lines, name)
     if len(steps):
-        bad = np.isnan(values)
-        axes.plot(steps, np.where(bad, 0, values).sum(1) / (~bad).sum(1).clip(1), label=label)
-        low, high = np.where(bad, np.inf, values).min(1), np.where(bad, -np.inf, values).max(1)
-        axes.fill_between(steps, low, high, alpha=0.2)
+        mean, low, high = over_workers(values)
+        bad = ", where finite" if np.isnan(values).any() else ""
+        axes.plot(steps, mean, **pictures.style(0), label=label + bad)
+        axes.fill_between(steps, low, high, color=pictures.COLORS[0], alpha=0.2, lw=0)

@@ -1,0 +1,161 @@
+"""The curves of finished runs, in figures as wide as a column of a paper or as its page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import seeds
+from experiments.seeds import Lines
+from jaxdist import pictures
+from jaxdist.names import lookup
+
+ENDINGS = ("png", "pdf")
+CLOCKS = {
+    "train_seconds": "training (s), without compiling",
+    "virtual_seconds": "virtual clock (s)",
+}
+
+
+class Panel(NamedTuple):
+    """What a panel shows, of the measures the first that a run tells."""
+
+    measures: tuple[str, ...]
+    across: str
+    x: str
+    y: str
+    logs: str = ""  # the axes that may be logarithmic
+
+
+_ACCURACY = "test accuracy (%)\nat the workers' mean"
+_BEFORE = ("consensus_before_sync", "consensus_after_sync", "consensus_distance")
+PANELS = {
+    "accuracy_steps": Panel(("test_accuracy",), "step", "step", _ACCURACY),
+    "accuracy_bytes": Panel(
+        ("test_accuracy",), "bytes_sent", "MB sent, mean of the workers", _ACCURACY, "x"
+    ),
+    **{
+        f"accuracy_{clock}": Panel(("test_accuracy",), clock, label, _ACCURACY)
+        for clock, label in CLOCKS.items()
+    },
+    "loss": Panel(("mean_loss", "loss"), "step", "step", "training loss (nats)", "y"),
+    "consensus": Panel(
+        _BEFORE, "step", "step", "consensus distance before\na sync, or after every step", "y"
+    ),
+}
+
+Runs = Mapping[str, Sequence[Lines]]
+
+
+def draw(runs: Runs, folder: Path, labels: Mapping[str, str], width: str) -> list[Path]:
+    """Draws each panel as a figure of its own, as PNG and as PDF.
+
+    Args:
+        runs: the lines of the seeds of each configuration.
+        folder: where the figures go; it is made if need be.
+        labels: what to call configurations; the others keep their names.
+        width: a key of `pictures.WIDTHS`.
+
+    Returns:
+        The PNGs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = _panels(runs)
+    for name in names:
+        _figure(runs, [name], folder / f"{name}.png", labels, pictures.WIDTHS[width], 1)
+    return [folder / f"{name}.png" for name in names]
+
+
+def overview(runs: Runs, path: Path, labels: Mapping[str, str] | None = None) -> None:
+    """Draws all panels into one figure as wide as a page, as PNG and as PDF."""
+    _figure(runs, _panels(runs), path, labels or {}, pictures.WIDTHS["page"], 3)
+
+
+def read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Labels of configurations: `NAME=LABEL`, or JSON files `{"NAME": "LABEL"}`.
+
+    Raises:
+        ValueError: for a name that is none of `names`, or a label that two of them have.
+    """
+    labels: dict[str, str] = {}
+    for text in given:
+        name, equals, label = text.partition("=")
+        if equals:
+            labels[name] = label
+            continue
+        try:
+            found = json.loads(Path(text).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"labels={text!r} is neither NAME=LABEL nor JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"labels={text!r} holds no JSON object of names and labels")
+        labels |= {name: str(label) for name, label in found.items()}
+    for name in labels:
+        lookup(dict.fromkeys(names), name, "label of a configuration")
+    called = [labels.get(name, name) for name in names]
+    if twice := [label for label in dict.fromkeys(called) if called.count(label) > 1]:
+        raise ValueError(f"labels: {twice[0]!r} would be the label of {called.count(twice[0])}")
+    return labels
+
+
+def _panels(runs: Runs) -> list[str]:
+    """Those for which there is something: a clock's only where all runs tell its time."""
+    every = [lines for of in runs.values() for lines in of]
+    tells = lambda lines, panel: any(
+        panel.across in line and any(m in line for m in panel.measures) for line in lines
+    )
+    holds = lambda panel: all if panel.across in CLOCKS else any
+    return [n for n, panel in PANELS.items() if holds(panel)(tells(run, panel) for run in every)]
+
+
+def _figure(
+    runs: Runs,
+    names: Sequence[str],
+    path: Path,
+    labels: Mapping[str, str],
+    width: float,
+    columns: int,
+) -> None:
+    numbers = {name: len(of) for name, of in runs.items()}
+    called = seeds.labelled(numbers, labels)
+    legend = pictures.Legend(list(called.values()), width, seeds.title(numbers))
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    height = rows * max(1.75, 0.5 * width / columns) + legend.height
+    with pictures.figure(path, width, height, ENDINGS) as figure:
+        panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+        for axes, name in zip(panels, names, strict=False):
+            handles = _draw_panel(axes, PANELS[name], runs)
+        for axes in panels[len(names) :]:
+            axes.set_visible(False)
+        legend.draw(figure, handles)
+
+
+def _draw_panel(axes: Any, panel: Panel, runs: Runs) -> list[Any]:
+    """The mean over the seeds, and a band of their deviation; the handles of the curves."""
+    handles, shown = [], {"x": [], "y": []}
+    unit = 1e-6 if panel.across == "bytes_sent" else 1.0
+    percent = 100 if "accuracy" in panel.measures[0] else 1
+    for index, of in enumerate(runs.values()):
+        style = pictures.style(index)
+        told = {name for lines in of for line in lines for name in line}
+        measure = next((name for name in panel.measures if name in told), panel.measures[0])
+        if (found := seeds.band(of, measure, panel.across)) is None:
+            handles += axes.plot([], [], **style)
+            continue
+        x, y = found.x * unit, found.mean * percent
+        handles += axes.plot(x, y, markevery=max(1, len(x) // 8), **style)
+        if len(x) == 1:  # which no line shows
+            axes.plot(x, y, "o", color=style["color"])
+        if found.range is not None:
+            low, high = (edge * percent for edge in found.range)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        shown["x"].append(x)
+        shown["y"].append(y)
+    axes.set(xlabel=panel.x, ylabel=panel.y)
+    for which in panel.logs:
+        axis = {"x": axes.set_xscale, "y": axes.set_yscale}[which]
+        axis(**pictures.scale(np.concatenate([[], *shown[which]])))
+    return handles
