@@ -40,7 +40,13 @@ PANELS = {
         f"accuracy_{clock}": Panel(("test_accuracy",), clock, label, _ACCURACY)
         for clock, label in CLOCKS.items()
     },
-    "loss": Panel(("mean_loss", "loss"), "step", "step", "training loss (nats)", "y"),
+    "loss": Panel(
+        ("mean_loss", "loss"),
+        "step",
+        "step",
+        "training loss (nats), mean\nof the steps between lines",
+        "y",
+    ),
     "consensus": Panel(
         _BEFORE, "step", "step", "consensus distance before\na sync, or after every step", "y"
     ),

@@ -94,8 +94,8 @@ def report(summary: Mapping[str, Any], workdir: Path) -> None:
         "": f"{min(workers):.4f} to {max(workers):.4f}  of each worker alone",
         "test loss": f"{summary['test_loss']:.4f}",
         "consensus distance": f"{summary['consensus_distance']:.4g}",
-        "bytes sent": f"{summary['bytes_sent_per_worker']:,}  by each worker",
-        "time": f"{summary['seconds']:.1f} s for {summary['steps']} steps",
+        "bytes sent": f"{summary['bytes_sent_per_worker']:,}  by a worker, on average",
+        "time": f"{summary['seconds']:.1f} s for {summary['steps']} steps, with compiling",
         "plots": str(workdir.absolute() / "plots"),
     }
     console = Console(soft_wrap=True)

@@ -67,7 +67,7 @@ def figure(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_SETTINGS):
-        made = Figure(figsize=(width, height), layout="constrained")
+        made = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(made)
         yield made
         for ending in endings:

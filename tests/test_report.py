@@ -55,13 +55,15 @@ class Page(HTMLParser):
 def lines_of(steps=(10, 20, 30), **changed):
     """Lines of metrics of two workers, with an evaluation after the last one."""
     lines = [
-        {"step": s, "epoch": s / 10, "seconds": s / 5, "bytes_sent": 100_000 * s}
+        {"step": s, "epoch": s / 10, "seconds": 9 + s / 5, "train_seconds": s / 5}
+        | {"bytes_sent": 100_000 * s, "mean_loss": [10.0 / s, 20.0 / s]}
         | {"steps_per_second": 5.0, "loss": [10.0 / s, 20.0 / s], "consensus_distance": 1 / s}
         | {"weight": [0.25, 0.75], "nonfinite_workers": []}
         | {name: values[i] for name, values in changed.items()}
         for i, s in enumerate(steps)
     ]
-    end = {name: lines[-1][name] for name in ("step", "epoch", "seconds", "bytes_sent")}
+    always = "step", "epoch", "seconds", "train_seconds", "bytes_sent"
+    end = {name: lines[-1][name] for name in always}
     end |= {"test_accuracy": 0.75, "test_loss": 0.5, "worker_accuracies": [0.625, 0.7]}
     return [*lines, end | {"consensus_distance": 0.125}]
 
@@ -75,7 +77,7 @@ def make(folder, lines=None, finished=True, accuracy=0.75, rule="mgrawa", **opti
     (folder / "config.json").write_text(json.dumps(told))
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     summary = {"rule": rule, "workers": 2, "steps": 30, "test_accuracy": accuracy}
-    summary |= {"test_loss": 0.5, "worker_accuracies": [0.625, 0.7], "seconds": 6.5}
+    summary |= {"test_loss": 0.5, "worker_accuracies": [0.625, 0.7], "seconds": 15.5}
     summary |= {"consensus_distance": 0.125, "bytes_sent_per_worker": 3_000_000}
     if finished:
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -109,15 +111,17 @@ def test_finished_run(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     page, text = written(folder)
     row = dict(zip(page.row("run", "rule"), page.row("run", "mgrawa"), strict=True))
-    assert list(row.values()) == ["2", "30", "75%", "66.25%", "62.5%", "0.5", "0.125", "3", "6.5"]
+    assert list(row.values()) == ["2", "30", "75%", "66.25%", "62.5%", "0.5", "0.125", "3", "6"]
     assert list(row)[4] == "worst worker"
     assert page.row("eval_every") == ["null"]
     assert page.row("versions.jax") + page.row("commit") == ["0.9", "c0ffee"]
     figures = [said.partition(":")[0] for said in page.attributes("svg", "aria-label")]
     assert figures[:2] == ["loss (nats) against step", "test accuracy (%) against step"]
-    megabytes = text.split("against MB sent by a worker")[1].split("</figure>")[0]
+    megabytes = text.split("against MB sent, mean of the workers")[1].split("</figure>")[0]
     assert 2.8 < curves_of(megabytes)[1][1].mean() < 3.2
-    assert figures[3].endswith("against seconds")
+    assert figures[3].endswith("against training (s), without compiling")
+    seconds = text.split("against training (s)")[1].split("</figure>")[0]
+    assert 5.9 < curves_of(seconds)[1][1].mean() < 6.1
     names = ["consensus distance", "steps per second", "weight"]
     assert figures[4:] == [f"{name} against step" for name in names]
     assert "worker 1 ends at 0.75" in text
@@ -218,7 +222,12 @@ def test_unfinished_runs_and_torn_lines(tmp_path):
 
 def test_workers_that_are_not_finite(tmp_path):
     losses = [[1.0, 2.0], [1.0, None], [None, None]]
-    lines = lines_of(loss=losses, nonfinite_workers=[[], [1], [0, 1]], weight=[[None, None]] * 3)
+    lines = lines_of(
+        loss=losses,
+        mean_loss=losses,
+        nonfinite_workers=[[], [1], [0, 1]],
+        weight=[[None, None]] * 3,
+    )
     lines[-1] |= {"test_accuracy": None, "test_loss": None, "worker_accuracies": [0.5, None]}
     page, text = written(make(tmp_path / "run", lines, finished=False))
     assert page.row("run", "0") == ["30", "30", "1"]
@@ -231,20 +240,45 @@ def test_workers_that_are_not_finite(tmp_path):
     np.testing.assert_allclose(value, [1.5, 1.0], rtol=0.01)  # the mean of the finite workers
 
 
-def test_several_runs_have_one_colour_each(tmp_path):
+def test_seeds_of_a_configuration_are_one_curve_with_a_band(tmp_path):
+    """Mean and deviation of the finished ones; the others are named, and drawn alone."""
     for name, accuracy in (("slow", 0.5), ("fast", 0.9)):
         for seed in (0, 1):
-            make(tmp_path / name / f"seed_{seed}", accuracy=accuracy + seed / 100, seed=seed)
+            lines = lines_of(mean_loss=[[4.0 + 2 * seed, 4.0 + 2 * seed], [2.0, 2.0], [1.0, 1.0]])
+            folder = tmp_path / name / f"seed_{seed}"
+            make(folder, lines, accuracy=accuracy + seed / 100, seed=seed)
+    make(tmp_path / "fast" / "seed_2", accuracy=0.1, seed=2, finished=False)
     page, text = written(tmp_path)
-    best = ["fast/seed_1", "fast/seed_0", "slow/seed_1", "slow/seed_0"]
-    assert [row[0] for row in page.rows[1:5]] == best
-    swatches = re.findall(r'class="curve (c\d) d0" stroke-width="3"', text)
-    assert swatches[:4] == ["c0", "c0", "c1", "c1"]
-    curves = re.findall(r'class="curve (c\d) d0"><title>(\w+)/seed_', text)
-    assert set(curves) == {("c0", "fast"), ("c1", "slow")}
-    assert page.texts.count("fast") == page.texts.count("slow") == 1  # the legend
-    assert page.row("seed") == ["1", "0", "1", "0"]
+    assert page.row("fast", "2")[0] == "90.5 \u00b1 0.71%"
+    assert page.row("slow", "2")[0] == "50.5 \u00b1 0.71%"
+    lacking = "fast/seed_2 (not finished), slow/seed_2 (not there)."
+    assert any(said.endswith(lacking) for said in page.texts)
+    runs = [row[0] for row in page.rows if "/" in row[0]]
+    assert runs[:5] == [
+        *("fast/seed_1", "fast/seed_0", "fast/seed_2"),
+        *("slow/seed_1", "slow/seed_0"),
+    ]
+    curves = re.findall(r'class="curve (c\d) (d\d)"><title>([^<]*?)(?: ends|<)', text)
+    assert {curve for curve in curves if "worker" not in curve[2]} == {
+        *(("c0", "d0", label) for label in ("fast (2 seeds)", "fast/seed_2")),
+        ("c1", "d1", "slow (2 seeds)"),
+    }
+    loss = text.split("over the workers against step")[1].split("</figure>")[0]
+    (piece, *_), _, up = curves_of(loss)
+    value = 10 ** np.polyval(np.polyfit(up[0], np.log10(up[1]), 1), piece[:, 1])
+    np.testing.assert_allclose(value, [5, 2, 1], rtol=0.01)
+    edges = re.search(r'<path d="([^"]*)Z" class="band c0"', loss)[1].strip("M").split("L")
+    edges = np.array([[float(x) for x in edge.split(",")] for edge in edges])[[0, -1], 1]
+    edges = 10 ** np.polyval(np.polyfit(up[0], np.log10(up[1]), 1), edges)
+    np.testing.assert_allclose(edges, [5 - 2**0.5, 5 + 2**0.5], rtol=0.01)
     assert page.row("rule.period") == ["8"]  # the same in all of them
+
+
+def test_one_configuration_with_several_seeds_is_one_group(tmp_path):
+    for seed in (0, 1):
+        make(tmp_path / "only" / f"seed_{seed}", accuracy=0.5 + seed / 10, seed=seed)
+    page, _ = written(tmp_path)
+    assert page.row("only", "2")[0] == "55 \u00b1 7.1%"
 
 
 def test_rule_quantities_of_layers_and_of_many_workers(tmp_path):

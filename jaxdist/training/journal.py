@@ -152,7 +152,7 @@ class Journal:
         done, state, metrics, losses = progress
         if self._previous is not None:
             jax.block_until_ready(self._previous)
-            self._mark = self._mark or (before, time.monotonic())
+            self._mark = self._mark or (before, self._watch.seconds)
         self._write_pending()
         self._previous = metrics["loss"]
         self._losses.extend(losses)
@@ -171,12 +171,11 @@ class Journal:
             self._seen, self._since = self._none, done
 
     @contextlib.contextmanager
-    def pause(self, done: int) -> Iterator[None]:
-        """For what is done between two steps: all lines so far are written, the rate waits."""
+    def pause(self) -> Iterator[None]:
+        """For what is done between two steps: all lines so far are written, training waits."""
         self._write_pending()
         with self._watch.pause():
             yield
-        self._mark = done, time.monotonic()
 
     def evaluation(self, done: int, found: dict[str, Any]) -> None:
         """Writes the line of an evaluation."""
@@ -215,7 +214,7 @@ class Journal:
             self._write(line)
             return
         bad = np.flatnonzero(found.pop("nonfinite_workers")).tolist()
-        rate, self._mark = self._rate(done), (done, time.monotonic())
+        rate, self._mark = self._rate(done), (done, self._watch.seconds)
         line |= {"steps_per_second": rate, **found, "nonfinite_workers": bad}
         self._write(line)
         self._show(line)
@@ -224,6 +223,8 @@ class Journal:
         self._reported = set(bad)
 
     def _rate(self, done: int) -> float | None:
+        """Steps per second of training since the last line."""
         if self._mark is None or done <= self._mark[0]:
             return None
-        return round((done - self._mark[0]) / (time.monotonic() - self._mark[1]), 3)
+        steps, seconds = done - self._mark[0], self._watch.seconds - self._mark[1]
+        return round(steps / max(seconds, 1e-9), 3)

@@ -135,13 +135,13 @@ def _steps(
         if run.revive_every and done // run.revive_every > before // run.revive_every:
             state = revive(state)
         if passed(before, done, run.eval_every, run.steps):
-            with journal.pause(done):
+            with journal.pause():
                 found = evaluate(state)
                 journal.evaluation(done, found)
             check()
         told = stop.told() and done < run.steps
         if told or passed(before, done, run.checkpoint_every, run.steps):
-            with journal.pause(done):
+            with journal.pause():
                 checkpoints.save(state, done, journal.totals(done))
         if told:
             checkpoints.wait()
