@@ -492,13 +492,13 @@ def test_table_has_the_columns_that_some_run_has():
     without = {name: of for name, of in measures.items() if name not in some}
     first, *_ = comparison.table({"a": without}).splitlines()
     assert first == (
-        "| configuration | test accuracy | mean worker | worst worker | consensus distance "
-        "| MB sent | seconds |"
+        "| configuration | test accuracy | mean worker | worst worker "
+        "| consensus distance before a sync | at the end | MB sent | training seconds |"
     )
     first, _, *rows = comparison.table({"a": without, "b": measures}).splitlines()[:4]
-    assert "| worst worker | at the centre | consensus distance |" in first
-    assert "| seconds | virtual seconds |" in first
-    assert [row.split(" | ")[4] for row in rows] == ["", "50 +- 10%"]
+    assert "| worst worker | at the centre | consensus distance before a sync |" in first
+    assert "| training seconds | virtual seconds |" in first
+    assert [row.split(" | ")[4] for row in rows] == ["", "50 +- 14%"]
 
 
 def test_sweep_replaces_parts_of_all_configs(monkeypatch, tmp_path):
