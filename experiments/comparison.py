@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import panels
 from experiments.seeds import spread
-from jaxdist import clock, pictures
+from jaxdist import clock, files, pictures
 from jaxdist.clock import Timeline
 from jaxdist.training import metrics, record
 
@@ -54,7 +54,7 @@ def write(
         raise ValueError(f"workdir={str(workdir)!r} holds no finished run: {', '.join(missing)}")
     metrics.write_json(workdir / "comparison.json", found)
     text = table(found, missing)
-    metrics.write_atomically(workdir / "comparison.md", text)
+    files.write_atomically(workdir / "comparison.md", text)
     panels.overview(logs, workdir / "comparison.png")
     print(f"\n{text}\n{workdir / 'comparison.png'}")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdist import pictures
+from jaxdist import files, pictures
 from jaxdist.training import metrics
 
 Lines = Sequence[dict[str, Any]]
@@ -55,7 +55,7 @@ def draw(metrics_file: Path, folder: Path) -> list[Path]:
                     panel.set_xlabel("step")
                     panel.margins(x=0.01)
         except OSError as error:
-            raise metrics.naming(drawn[-1], error) from None
+            raise files.naming(drawn[-1], error) from None
     return drawn
 
 
@@ -150,7 +150,7 @@ def _weights(axes: Any, lines: Lines) -> None:
         axes.plot(steps, weight, **pictures.style(worker), label=f"worker {worker}")
     axes.axhline(1 / num, color="black", lw=0.8, ls=":", label="uniform")
     axes.set_ylabel("weight" if len(names) == 1 else f"weight, mean of {len(names)} layers")
-    axes.legend(ncols=3)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def _leaders(axes: Any, lines: Lines) -> None:
