@@ -19,7 +19,7 @@ from experiments.report_page import Curve, Markup, tag
 from experiments.report_runs import Run, grouped, missing, read, summarize
 from experiments.sharpness import FILE, FOLDER
 from jaxdist import files, pictures
-from jaxdist.training import metrics, record
+from jaxdist.training import record
 from jaxdist.training.plots import DISTANCES, over_workers
 
 PROG = "python -m experiments.report"
