@@ -212,7 +212,8 @@ def test_files_of_two_processes(together, alone):
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
     first = json.loads((one / "metrics.jsonl").read_text().splitlines()[0])
-    np.testing.assert_allclose(lines[0]["loss"], first["loss"], rtol=1e-6)
+    for name in ("loss", "mean_loss"):
+        np.testing.assert_allclose(lines[0][name], first[name], rtol=1e-6)
     assert json.loads((two / "config.json").read_text())["devices"]["processes"] == 2
     assert sorted(path.name for path in (two / "plots").iterdir()) == sorted(
         path.name for path in (one / "plots").iterdir()

@@ -108,13 +108,13 @@ class Checkpoints:
                 raise ValueError("its note is not the one that was saved")
         return content
 
-    def save(self, state: TrainState, step: int, told: Mapping[str, float]) -> None:
+    def save(self, state: TrainState, step: int, told: Mapping[str, Any]) -> None:
         """Starts to save; returns as soon as the state's memory may be reused.
 
         Args:
             state: the state.
             step: the steps that are done.
-            told: what the run's lines count up, as `Journal.totals` gives it.
+            told: what the run's lines count up, as `Journal.note` gives it.
 
         Raises:
             SaveError: if this or the save before it fails.

@@ -17,7 +17,7 @@ from jaxdist.training import multihost, record
 from jaxdist.training.events import EventsWriter
 from jaxdist.training.feed import Progress
 from jaxdist.training.looks import looks
-from jaxdist.training.metrics import MetricsWriter
+from jaxdist.training.metrics import MetricsWriter, plain
 from jaxdist.training.progress import Show
 from jaxdist.training.run import Run
 from jaxdist.training.state import abstract
@@ -64,7 +64,7 @@ class Journal:
         workdir: its folder.
         step: the steps that are done.
         show: gets the lines of training metrics as well.
-        told: the `totals` of those steps; empty at the start of a run.
+        told: the `note` of those steps; empty at the start of a run.
         seen: the numbers of steps after which it gets to see the run, ascending.
     """
 
@@ -75,7 +75,7 @@ class Journal:
         workdir: Path,
         step: int,
         show: Show,
-        told: Mapping[str, float],
+        told: Mapping[str, Any],
         seen: np.ndarray,
     ):
         self._run, self._traffic, self._show = run, traffic, show
@@ -96,28 +96,34 @@ class Journal:
         self._epoch = told.get("epoch", 0.0)
         place = run.workers.sharding
         make = lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i])
-        kinds = np.bool_, np.float32
-        self._none = tuple(make(np.zeros(run.workers.num, kind)) for kind in kinds)
-        self._seen, self._since, self._losses = self._none, step, []
+        none = np.zeros(run.workers.num, bool), np.zeros(run.workers.num, np.float32)
+        self._none = tuple(map(make, none))
+        self._found, self._since, self._losses = self._none, step, []
+        if len(losses := told.get("losses", ())) == run.workers.num:
+            bad, sums = np.array(losses, float).T  # null is NaN
+            self._found = make(bad > 0), make(sums.astype(np.float32))
+            self._since = told["since"]
         self._reported: set[int] = set()
         acting = traffic_of(run, only=("local", "sync")) if traffic.delayed else traffic
         horizon = max(run.steps, HORIZON) + 1  # a longer run has the same lines until here
         self._looks = looks(acting.pattern(np.arange(horizon)), run.log_every, seen)
 
-        def observe(params, metrics, seen, number):
-            bad, total = seen
-            found = {"consensus_distance": stacked.consensus_distance(params), **metrics}
+        def observe(params, metrics, found, number):
+            bad, total = found
+            told = {"consensus_distance": stacked.consensus_distance(params), **metrics}
             if run.trigger is None:  # else the workers have taken unequal numbers of steps
-                found["mean_loss"] = total / number
-            return found | {"nonfinite_workers": bad}
+                told["mean_loss"] = total / number
+            return told | {"nonfinite_workers": bad}
 
-        def look_over(seen, losses, number):
-            (bad, total), losses = seen, jnp.stack(losses)
-            new = jnp.where((jnp.arange(WINDOW) < number)[:, None], losses, 0)
-            return bad | ~jnp.isfinite(losses).all(0), total + new.sum(0)
+        def look_over(found, losses, number):
+            bad, total = found
+            for i, loss in enumerate(losses):  # one by one: the sum is the same after a resumption
+                total = jnp.where(i < number, total + loss.astype(jnp.float32), total)
+            return bad | ~jnp.isfinite(jnp.stack(losses)).all(0), total
 
         self._observe = jax.jit(observe, out_shardings=run.workers.replicated)
         self._look_over = jax.jit(look_over, out_shardings=place)
+        self._gather = jax.jit(jnp.stack, out_shardings=run.workers.replicated)
 
     @property
     def seconds(self) -> float:
@@ -147,6 +153,15 @@ class Journal:
             "bytes_sent": self.bytes_sent(done),
         }
 
+    def note(self, done: int) -> dict[str, Any]:
+        """The `totals`, and what the next line needs of the steps since the last, for a resumption.
+
+        All processes ask for it.
+        """
+        self._look_over_losses(whole=False)
+        losses = plain(np.asarray(self._gather(self._found)).T)
+        return self.totals(done) | {"losses": losses, "since": self._since}
+
     def progress(self, before: int, progress: Progress) -> None:
         """Takes note of steps that are on their way, and waits for those before them."""
         done, state, metrics, losses = progress
@@ -157,18 +172,14 @@ class Journal:
         self._previous = metrics["loss"]
         self._losses.extend(losses)
         due = passed(before, done, self._run.log_every, self._run.steps)
-        while len(self._losses) >= WINDOW or (due and self._losses):
-            window, self._losses = self._losses[:WINDOW], self._losses[WINDOW:]
-            number = len(window)
-            window += window[:1] * (WINDOW - number)
-            self._seen = self._look_over(self._seen, window, np.int32(number))
+        self._look_over_losses(whole=not due)
         looked = [f"consensus_{when}_sync" for when, at in self._looks.items() if done in at]
         if due or looked:
             number = np.float32(done - self._since)
-            observed = self._observe(state.params, metrics, self._seen, number)
+            observed = self._observe(state.params, metrics, self._found, number)
             self._pending = done, due, looked, observed
         if due:
-            self._seen, self._since = self._none, done
+            self._found, self._since = self._none, done
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -186,6 +197,14 @@ class Journal:
         self._watch.close()
         for writer in self._writers:
             writer.close()
+
+    def _look_over_losses(self, *, whole: bool) -> None:
+        """Looks over the losses that have come: all of them, or the `whole` windows."""
+        while len(self._losses) >= WINDOW or (self._losses and not whole):
+            window, self._losses = self._losses[:WINDOW], self._losses[WINDOW:]
+            number = len(window)
+            window += window[:1] * (WINDOW - number)
+            self._found = self._look_over(self._found, window, np.int32(number))
 
     def _write(self, line: dict[str, Any]) -> None:
         for writer in self._writers:

@@ -100,8 +100,8 @@ def train(
     return summary
 
 
-def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState, dict[str, float]]:
-    """Where the run stands: the steps done, the state, and what its lines have counted up."""
+def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState, dict[str, Any]]:
+    """Where the run stands: the steps done, the state, and what its journal noted."""
     if (start := checkpoints.latest()) is None:
         return 0, create(run), {}
     state = checkpoints.restore()
@@ -142,7 +142,7 @@ def _steps(
         told = stop.told() and done < run.steps
         if told or passed(before, done, run.checkpoint_every, run.steps):
             with journal.pause():
-                checkpoints.save(state, done, journal.totals(done))
+                checkpoints.save(state, done, journal.note(done))
         if told:
             checkpoints.wait()
             raise PreemptedError(done)
