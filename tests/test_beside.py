@@ -64,7 +64,8 @@ def test_the_average_is_computed_there(monkeypatch):
         jitted = spmd(self, fn, **options)
 
         def call(*args):
-            if self not in sends:
+            traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+            if not traced and self not in sends:
                 sends[self] = "all-reduce" in jitted.lower(*args).compile().as_text()
             return jitted(*args)
 
