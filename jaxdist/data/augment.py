@@ -67,7 +67,7 @@ def make_augment(
         if crop:
             x = _crop(x, crop_key, crop)
         if flip:
-            mirrored = jax.random.bernoulli(flip_key, shape=(len(x), 1, 1, 1))
+            mirrored = jax.random.bernoulli(flip_key, jnp.float32(0.5), shape=(len(x), 1, 1, 1))
             x = jnp.where(mirrored, x[:, :, ::-1], x)
         if cutout:
             x = _cutout(x, cutout_key, cutout)
@@ -78,14 +78,14 @@ def make_augment(
 
 def _crop(x: jax.Array, key: jax.Array, padding: int) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    offsets = jax.random.randint(key, (len(x), 2), 0, 2 * padding + 1)
+    offsets = jax.random.randint(key, (len(x), 2), 0, 2 * padding + 1, jnp.int32)
     window = lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), x.shape[1:])
     return jax.vmap(window)(padded, offsets)
 
 
 def _cutout(x: jax.Array, key: jax.Array, side: int) -> jax.Array:
     batch, *size, _ = x.shape
-    centers = jax.random.randint(key, (batch, 2), 0, jnp.array([size]))
+    centers = jax.random.randint(key, (batch, 2), 0, jnp.array([size]), jnp.int32)
     inside = [
         (jnp.arange(n)[None] >= center - side // 2)
         & (jnp.arange(n)[None] < center - side // 2 + side)

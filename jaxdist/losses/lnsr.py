@@ -90,7 +90,7 @@ def _gaussian(h, key):
 def _in_manifold(h, key):
     if len(h) < 2:
         raise ValueError("h holds 1 example; noise='in_manifold' needs a batch of at least 2")
-    return jnp.roll(h, jax.random.randint(key, (), 1, len(h)), axis=0) - h
+    return jnp.roll(h, jax.random.randint(key, (), 1, len(h), jnp.int32), axis=0) - h
 
 
 _NOISES = {"gaussian": _gaussian, "in_manifold": _in_manifold}

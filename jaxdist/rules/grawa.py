@@ -205,8 +205,8 @@ def _grawa(
         return state._replace(norm=norm, norm_count=state.norm_count + 1)
 
     def init(params):
-        none = lambda p: jax.tree.map(jnp.zeros_like, jax.eval_shape(norms_of, p))
-        zeros = apart(none, params)
+        zero = lambda norm: jnp.zeros(norm.shape, norm.dtype)
+        zeros = apart(lambda p: jax.tree.map(zero, jax.eval_shape(norms_of, p)), params)
         metrics = {
             "weight": zeros,
             "gradient_norm": zeros,

@@ -117,7 +117,7 @@ def draw(period: int, seed: int, number: int, length: int) -> Due | None:
 
     def drawn(s):
         key = jax.random.fold_in(jax.random.key(seed), s)
-        return jax.random.randint(key, (), 0, length) == number
+        return jax.random.randint(key, (), 0, length, jnp.int32) == number
 
     return lambda t: ((t + 1) % period == 0) & _of_step(drawn, (t + 1) // period - 1)
 
