@@ -1,0 +1,174 @@
+"""Types: 64 bits on, parameters and updates of different types; over the whole table of cases."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rule_cases import (
+    CASES,
+    PERIOD,
+    PLAIN,
+    STEPS,
+    W,
+    calls,
+    check,
+    extra,
+    healthy_inputs,
+    make,
+    rule_of,
+    start,
+)
+
+from jaxdist import rules
+
+
+def types(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+def scanned(tx, x, updates):
+    """The types of one worker's (x, state), before and after a scan, and of what it is moved by."""
+    types_of = []
+
+    def one(x, update, value):
+        def body(carry, t):
+            x, state = carry
+            moved, state = tx.update(update, state, x, step=t, **extra(update, value))
+            types_of.append({m.dtype for m in jax.tree.leaves(moved)})
+            return (optax.apply_updates(x, moved), state), None
+
+        first = x, tx.init(x)
+        return first, jax.lax.scan(body, first, jnp.arange(2))[0]
+
+    # as losses are, under 64 bits of that many
+    first, last = jax.eval_shape(jax.vmap(one, axis_name="w"), x, updates, np.ones(W))
+    return types(first), types(last), types_of[-1]
+
+
+@pytest.mark.parametrize(
+    ("params", "updates"),
+    [
+        (jnp.float32, jnp.float32),
+        (jnp.float64, jnp.float64),
+    ],
+    ids=lambda dtype: jnp.dtype(dtype).name,
+)
+@pytest.mark.parametrize("name", CASES)
+def test_with_64_bits_states_updates_and_parameters_keep_their_types(name, params, updates):
+    with jax.enable_x64(True):
+        first, last, moved = scanned(make(name), start(dtype=params), start(dtype=updates))
+        assert last == first
+        assert moved == {jnp.dtype(params)}
+
+
+@functools.cache
+def with_64_bits():
+    """What `calls` gives, by one scan with 64 bits on and float32 parameters; errors by name."""
+    rows = [healthy_inputs(t) for t in range(STEPS)]
+    updates, values, grads = (
+        jax.tree.map(lambda *xs: np.stack(xs, 1), *part) for part in zip(*rows, strict=True)
+    )
+    errors = {}
+
+    def one(x, *rows):
+        found = {}
+        for name in CASES:
+            tx = make(name)
+
+            def body(carry, row, tx=tx):
+                (x, state), (t, u, value, grad) = carry, row
+                moved, state = tx.update(u, state, x, step=t, **extra(u, value, grad))
+                return (optax.apply_updates(x, moved), state), None
+
+            try:
+                found[name], _ = jax.lax.scan(body, (x, tx.init(x)), (jnp.arange(STEPS), *rows))
+            except Exception as error:  # so that the others are tested
+                errors[name] = error
+        return found
+
+    with jax.enable_x64(True):
+        found = jax.jit(jax.vmap(one, axis_name="w"))(start(), updates, values, grads)
+        return jax.tree.map(np.asarray, found), errors
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_with_64_bits_the_numbers_are_the_same_and_a_scan_is_as_many_calls(name):
+    found, errors = with_64_bits()
+    check(name, errors)
+    xs, states = calls()
+    check(name)
+    got, want = found[name], (xs[name], states[name])
+    for (path, g), w in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        at = jax.tree_util.keystr(path)
+        assert g.dtype == w.dtype, at
+        np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5, err_msg=at)
+
+
+def mean_after_a_sync(dtype, updates, name, **hyper):
+    x = jnp.array([1.0, 0.1], dtype)
+    rule = rules.RULES[name]("w", **hyper)
+
+    def one(x):
+        zero = jnp.zeros((), updates)
+        moved, _ = rule.update(zero, rule.init(x), x, step=0, value=1.0, grad=x)
+        return optax.apply_updates(x, moved)
+
+    return np.asarray(jax.vmap(one, axis_name="w")(x))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-7), (jnp.float64, 1e-15)])
+@pytest.mark.parametrize("updates", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_sync_has_the_precision_of_the_parameters(dtype, error, updates):
+    with jax.enable_x64(dtype == jnp.float64):
+        mean = mean_after_a_sync(dtype, updates, "local_sgd", period=1)
+    np.testing.assert_allclose(mean, [0.55, 0.55], rtol=0, atol=error)
+
+
+@functools.cache
+def after_a_sync(params, updates):
+    """The parameters of every rule after a sync without local updates, and the updates' types."""
+    names = [name for name in PLAIN if name != "average_gradients"]
+
+    def one(xs):
+        found = {}
+        for name in names:
+            tx = make(name)
+            state = tx.init(xs)
+            for step in range(2 * PERIOD):
+                zero = jax.tree.map(lambda x: jnp.zeros(x.shape, updates), xs)
+                moved, state = tx.update(zero, state, xs, step=step, **extra(xs, 1.0))
+                found[name] = optax.apply_updates(xs, moved), moved
+        return found
+
+    rng = np.random.default_rng(0)
+    xs = {"a": jnp.asarray(rng.normal(size=(W, 3)), params), "b": jnp.ones(W, params)}
+    return jax.jit(jax.vmap(one, axis_name="w"))(xs)
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "average_gradients"])
+def test_bfloat16_updates_on_float32_parameters_change_nothing_of_a_sync(name):
+    got, moved = after_a_sync(jnp.float32, jnp.bfloat16)[name]
+    want, _ = after_a_sync(jnp.float32, jnp.float32)[name]
+    assert {m.dtype for m in jax.tree.leaves(moved)} == {jnp.dtype(jnp.float32)}
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "updates"),
+    [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)],
+    ids=lambda dtype: jnp.dtype(dtype).name,
+)
+@pytest.mark.parametrize("name", CASES)
+def test_states_and_parameters_keep_their_types_whatever_those_of_the_updates(
+    name, params, updates
+):
+    first, last, moved = scanned(make(name), start(dtype=params), start(dtype=updates))
+    assert last == first
+    if rule_of(name) != "average_gradients":
+        assert moved == {jnp.promote_types(params, updates)}
