@@ -184,7 +184,9 @@ def _summary(
     for run in (run for run in runs if not run.finished):
         last = {"step": 0, "epoch": 0} | (run.lines[-1] if run.lines else {})
         where = f" has no {record.SUMMARY}: at step {last['step']}, epoch {last['epoch']}."
-        yield tag("p", tag("strong", run.name), where)
+        tested = [line["step"] for line in run.lines if "test_accuracy" in line]
+        ended = f" It was evaluated last at step {tested[-1]}." if tested else ""
+        yield tag("p", tag("strong", run.name), where, tag("span", ended))
     for run in runs:
         steps: dict[Any, list[int]] = {}
         for line in run.lines:

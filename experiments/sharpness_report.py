@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from jaxdist import files, sharpness
+from jaxdist import files, pictures, sharpness
 from jaxdist.training import metrics
 
 Told = Mapping[str, Any]
@@ -58,7 +57,11 @@ def write_comparison(folder: Path, found: Mapping[Path, Told]) -> None:
         "center": "At the rule's centre",
     }
     told = next(iter(found.values()))
-    notes = f"{_settings(told)} Mean +- standard deviation over the runs of a configuration."
+    many = ", ".join(f"{name} {len(runs)}" for name, runs in groups.items())
+    notes = (
+        f"{_settings(told)} Mean +- standard deviation (n - 1) over the runs of a configuration, "
+        f"of one the value alone; runs: {many}."
+    )
     tables = []
     for part, rules in parts.items():
         names = list(dict.fromkeys(name for each in rules.values() for name in each))
@@ -86,24 +89,23 @@ def _of_runs(runs: Sequence[Told], part: str) -> dict[str, list[float]]:
 def _draw(rules: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """A panel for each measure, a point for each run."""
     names = list(dict.fromkeys(name for each in rules.values() for name in each))
-    columns = min(len(names), 5)
+    columns = min(len(names), 4)
     lines = math.ceil(len(names) / columns)
-    size = (3.2 * columns, 0.8 + (0.6 + 0.3 * len(rules)) * lines)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = np.ravel(figure.subplots(lines, columns, sharey=True, squeeze=False))
-    for axes, name in zip(panels, names, strict=False):
-        for y, of in enumerate(rules.values()):
-            values = of.get(name, [])
-            axes.plot(values, [y] * len(values), "o", ms=4, alpha=0.7, color=f"C{y % 10}")
-        axes.set(title=name, yticks=range(len(rules)), yticklabels=list(rules))
-        axes.title.set_fontsize(9)
-        axes.tick_params(labelsize=8)
-        axes.margins(y=0.2)
-        axes.grid(alpha=0.3)
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
-    panels[0].invert_yaxis()
-    files.write_figure(path, figure)
+    height = 0.3 + (0.6 + 0.2 * len(rules)) * lines
+    with pictures.figure(path, pictures.WIDTHS["page"], height, ("png", "pdf")) as figure:
+        panels = np.ravel(figure.subplots(lines, columns, sharey=True, squeeze=False))
+        for axes, name in zip(panels, names, strict=False):
+            for y, of in enumerate(rules.values()):
+                values = of.get(name, [])
+                color = pictures.COLORS[y % len(pictures.COLORS)]
+                axes.plot(values, [y] * len(values), "o", alpha=0.7, color=color)
+            axes.set(yticks=range(len(rules)), yticklabels=list(rules))
+            axes.set_title(name.replace("_", " "), fontsize="medium")
+            axes.locator_params(axis="x", nbins=3)
+            axes.margins(y=0.2)
+        for axes in panels[len(names) :]:
+            axes.set_visible(False)
+        panels[0].invert_yaxis()
 
 
 def _measures(points: Iterable[Told]) -> list[str]:

@@ -5,12 +5,15 @@ fewer colours; curves differ in their line style as well.
 """
 
 import contextlib
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jaxdist import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,15 +54,18 @@ def style(index: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def figure(
-    path: Path, width: float, height: float, endings: Sequence[str] = ("png",)
+    path: Path | None, width: float, height: float, endings: Sequence[str] = ("png",)
 ) -> Iterator["Figure"]:
     """A figure of that many inches, saved when what draws into it is done.
 
     Args:
-        path: the picture; its ending is replaced by each of `endings`.
+        path: the picture, if it is to be saved; its ending is replaced by each of `endings`.
         width: in inches, as those of `WIDTHS`.
         height: in inches.
         endings: the formats, as "png" and "pdf".
+
+    Raises:
+        OSError: as from `files.write_atomically`.
     """
     # imported here: a run's first step need not wait for it
     import matplotlib
@@ -70,9 +76,11 @@ def figure(
         made = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(made)
         yield made
-        for ending in endings:
+        for ending in endings if path is not None else ():
+            drawn = io.BytesIO()
             dated = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
-            made.savefig(path.with_suffix(f".{ending}"), dpi=DPI, **dated)
+            made.savefig(drawn, format=ending, dpi=DPI, **dated)
+            files.write_atomically(path.with_suffix(f".{ending}"), drawn.getvalue())
 
 
 class Legend:

@@ -1,5 +1,6 @@
 """Figures of finished runs: what they show, how wide they are, and what they are called."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -55,13 +56,15 @@ def test_figures_have_the_width_of_a_column_or_a_page(sweep, width, capsys):
 
 def drawn(monkeypatch):
     """The figures that are drawn from now on, by the stem of their file."""
-    found, save = {}, Figure.savefig
+    found, figure = {}, pictures.figure
 
-    def keep(self, path, **options):
-        found[path.stem] = self
-        save(self, path, **options)
+    @contextlib.contextmanager
+    def keep(path, *args):
+        with figure(path, *args) as made:
+            found[path.stem] = made
+            yield made
 
-    monkeypatch.setattr(Figure, "savefig", keep)
+    monkeypatch.setattr(pictures, "figure", keep)
     return found
 
 

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdist.files import write_figure
+from jaxdist import pictures
 from jaxdist.sharpness.slices import Barrier, Slice
 
 
@@ -14,7 +15,7 @@ def plot(
     found: Slice | Barrier | Mapping[str, Slice | Barrier],
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Draws slices and barriers: lines in one picture, planes in one each, side by side.
+    """Draws slices and barriers: lines in one panel, planes in one each, two beside each other.
 
     Args:
         found: one, or several by name.
@@ -33,10 +34,6 @@ def plot(
         >>> len(figure.axes), len(figure.axes[0].lines)
         (1, 2)
     """
-    # imported here: measuring needs no pictures
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     named = dict(found) if isinstance(found, Mapping) else {"": found}
     planes = {name: each for name, each in named.items() if np.ndim(each.losses) == 2}
     ways = {name: each for name, each in named.items() if isinstance(each, Barrier)}
@@ -45,27 +42,29 @@ def plot(
     drawings += [(_draw_plane, {name: each}) for name, each in planes.items()]
     if not drawings:
         raise ValueError(f"found is {found}; it must hold at least one Slice or Barrier")
-    figure = Figure(figsize=(5.2 * len(drawings), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, (draw, parts) in enumerate(drawings):
-        draw(figure.add_subplot(1, len(drawings), i + 1), parts)
-    if path is not None:
-        write_figure(path, figure)
-    return figure
+    columns = min(2, len(drawings))
+    rows = -(-len(drawings) // columns)
+    path = None if path is None else Path(path)
+    endings = () if path is None else (path.suffix.lstrip(".") or "png",)
+    with pictures.figure(path, pictures.WIDTHS["page"] / 2 * columns, 2.7 * rows, endings) as made:
+        for i, (draw, parts) in enumerate(drawings):
+            draw(made.add_subplot(rows, columns, i + 1), parts)
+    return made
 
 
 def _draw_lines(axes, lines):
-    for name, each in lines.items():
-        axes.plot(each.axes[0], each.losses, label=name)
+    for index, (name, each) in enumerate(lines.items()):
+        axes.plot(each.axes[0], each.losses, label=name, **pictures.style(index))
     _finish(axes, lines, "along the direction")
 
 
 def _draw_barriers(axes, ways):
-    for name, each in ways.items():
+    for index, (name, each) in enumerate(ways.items()):
         label = f"{name} barrier {float(each.value):.3g}".strip()
-        (line,) = axes.plot(each.fractions, each.losses, label=label)
+        style = pictures.style(index)
+        axes.plot(each.fractions, each.losses, label=label, **style)
         ends = np.asarray(each.losses)[[0, -1]]
-        axes.plot([0, 1], ends, "--", color=line.get_color(), linewidth=0.8)
+        axes.plot([0, 1], ends, color=style["color"], linewidth=0.5)
     _finish(axes, ["barrier"], "from the first to the second")
 
 

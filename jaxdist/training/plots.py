@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdist import files, pictures
+from jaxdist import pictures
 from jaxdist.training import metrics
 
 Lines = Sequence[dict[str, Any]]
@@ -47,15 +47,12 @@ def draw(metrics_file: Path, folder: Path) -> list[Path]:
     drawn = []
     for name, (panels, plot) in plots.items():
         drawn.append(folder / f"{name}.png")
-        try:
-            with pictures.figure(drawn[-1], 3.45 * panels, 2.6) as figure:
-                axes = figure.subplots(1, panels)
-                plot(axes, lines)
-                for panel in np.ravel(axes):
-                    panel.set_xlabel("step")
-                    panel.margins(x=0.01)
-        except OSError as error:
-            raise files.naming(drawn[-1], error) from None
+        with pictures.figure(drawn[-1], 3.45 * panels, 2.6) as figure:
+            axes = figure.subplots(1, panels)
+            plot(axes, lines)
+            for panel in np.ravel(axes):
+                panel.set_xlabel("step")
+                panel.margins(x=0.01)
     return drawn
 
 
