@@ -78,7 +78,7 @@ def write_figure(path: str | os.PathLike[str], figure: Any) -> None:
         ValueError: if matplotlib knows no such format.
     """
     path, drawn = Path(path), io.BytesIO()
-    figure.savefig(drawn, dpi=120, format=path.suffix.removeprefix(".") or "png")
+    figure.savefig(drawn, dpi=max(120, figure.dpi), format=path.suffix.removeprefix(".") or "png")
     write_atomically(path, drawn.getvalue())
 
 

@@ -195,7 +195,7 @@ def test_weights_of_many_layers_and_workers_are_ranges(tmp_path, monkeypatch):
     assert [line.get_label() for line in axes.lines] == ["worker 0", "worker 1", "uniform"]
     assert axes.get_ylabel() == "weight, mean of 300 layers"
     (band,) = axes.collections
-    assert band.get_label() == "range of 2 workers in 300 layers"
+    assert band.get_label() == "all layers"
     heights = band.get_paths()[0].vertices[:, 1]
     np.testing.assert_allclose([heights.min(), heights.max()], [0, 1])
     many = lines_of(weight=[np.linspace(0, 1, 40).tolist()] * 3)

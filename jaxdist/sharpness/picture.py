@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdist import pictures
+from jaxdist import files, pictures
 from jaxdist.sharpness.slices import Barrier, Slice
 
 
@@ -44,11 +43,12 @@ def plot(
         raise ValueError(f"found is {found}; it must hold at least one Slice or Barrier")
     columns = min(2, len(drawings))
     rows = -(-len(drawings) // columns)
-    path = None if path is None else Path(path)
-    endings = () if path is None else (path.suffix.lstrip(".") or "png",)
-    with pictures.figure(path, pictures.WIDTHS["page"] / 2 * columns, 2.7 * rows, endings) as made:
+    width = pictures.WIDTHS["page"] / 2 * columns
+    with pictures.figure(None, width, 2.7 * rows) as made:
         for i, (draw, parts) in enumerate(drawings):
             draw(made.add_subplot(rows, columns, i + 1), parts)
+        if path is not None:
+            files.write_figure(path, made)
     return made
 
 

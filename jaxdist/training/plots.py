@@ -14,6 +14,7 @@ Lines = Sequence[dict[str, Any]]
 MANY = 16
 """Workers; of more no curves of their own are drawn."""
 
+_WIDTH = pictures.WIDTHS["page"] / 2
 _TEST = pictures.style(1) | {"marker": "o"}
 
 DISTANCES = {
@@ -36,18 +37,18 @@ def draw(metrics_file: Path, folder: Path) -> list[Path]:
     """
     lines = metrics.read(metrics_file)
     folder.mkdir(exist_ok=True)
-    plots: dict[str, tuple[int, Callable[[Any, Lines], None]]] = {
-        "loss_and_accuracy": (2, _loss_and_accuracy),
-        "consensus_distance": (1, _consensus_distance),
+    plots: dict[str, tuple[int, float, Callable[[Any, Lines], None]]] = {
+        "loss_and_accuracy": (2, 2.6, _loss_and_accuracy),
+        "consensus_distance": (1, 2.6, _consensus_distance),
     }
     if any(_weight_names(line) for line in lines):
-        plots["rule_weights"] = (1, _weights)
+        plots["rule_weights"] = (1, 3.4, _weights)
     if any("leader" in line for line in lines):
-        plots["leaders"] = (1, _leaders)
+        plots["leaders"] = (1, 2.6, _leaders)
     drawn = []
-    for name, (panels, plot) in plots.items():
+    for name, (panels, height, plot) in plots.items():
         drawn.append(folder / f"{name}.png")
-        with pictures.figure(drawn[-1], 3.45 * panels, 2.6) as figure:
+        with pictures.figure(drawn[-1], _WIDTH * panels, height) as figure:
             axes = figure.subplots(1, panels)
             plot(axes, lines)
             for panel in np.ravel(axes):
@@ -127,7 +128,8 @@ def _consensus_distance(axes: Any, lines: Lines) -> None:
         axes.plot(steps, values, **pictures.style(index), label=where)
     axes.set_ylabel("consensus distance")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
 
 
 def _weights(axes: Any, lines: Lines) -> None:
@@ -138,8 +140,7 @@ def _weights(axes: Any, lines: Lines) -> None:
     weights, num = layers.mean(0), layers.shape[2]
     if len(names) > 1 or num > MANY:
         every = np.ma.masked_invalid(layers.transpose(1, 0, 2).reshape(len(steps), -1))
-        of = [f"{n} {what}" for n, what in ((num, "workers"), (len(names), "layers")) if n > 1]
-        label = f"range of {' in '.join(of)}"
+        label = "all layers" if len(names) > 1 else "all workers"  # from the least to the greatest
         axes.fill_between(steps, every.min(1), every.max(1), color="0.85", lw=0, label=label)
     if num > MANY:
         axes.plot(steps, np.ma.median(np.ma.masked_invalid(weights), 1), label="median worker")
@@ -147,7 +148,8 @@ def _weights(axes: Any, lines: Lines) -> None:
         axes.plot(steps, weight, **pictures.style(worker), label=f"worker {worker}")
     axes.axhline(1 / num, color="black", lw=0.8, ls=":", label="uniform")
     axes.set_ylabel("weight" if len(names) == 1 else f"weight, mean of {len(names)} layers")
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    handles, labels = axes.get_legend_handles_labels()
+    pictures.Legend(labels, _WIDTH).draw(axes.figure, handles)
 
 
 def _leaders(axes: Any, lines: Lines) -> None:
