@@ -4,7 +4,6 @@ A workdir is a run of `experiments.train`, finished or not, or the folder of a s
 single file without scripts that loads nothing: tables, curves, configuration and environment.
 """
 
-import argparse
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,18 +62,22 @@ NOTE = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, and writes the page."""
-    parser = argparse.ArgumentParser(prog=PROG, description="Writes an HTML page about runs.")
-    parser.add_argument("--workdir", nargs="+", type=Path, required=True, help="runs, or sweeps")
-    parser.add_argument("--out", type=Path, help=f"the page (default: {PAGE} in the workdir)")
-    parser.add_argument("--figures", type=Path, help="a folder for figures of a paper, PNG and PDF")
+    parser = cli.Parser(prog=PROG, description="Writes an HTML page about runs.")
+    parser.add_argument(
+        "--workdir", nargs="+", type=cli.path, required=True, help="runs, or sweeps"
+    )
+    parser.add_argument("--out", type=cli.path, help=f"the page (default: {PAGE} in the workdir)")
+    parser.add_argument("--figures", type=cli.path, help="a folder for PNG and PDF of a paper")
     words = "in the legends: NAME=LABEL, or a JSON file of them"
     parser.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help=words)
-    parser.add_argument("--width", choices=pictures.WIDTHS, default="column", help="of a figure")
+    parser.add_argument("--width", choices=pictures.WIDTHS, help="of a figure (default: column)")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     args = parser.parse_args(argv)
     with cli.clean_errors(args.traceback):
         if args.out is None and len(args.workdir) > 1:
             raise ValueError("out is None: with several workdirs it must say where the page goes")
+        if args.width is not None and args.figures is None:
+            raise ValueError(f"--width {args.width} would change nothing: it is that of --figures")
         out = args.out or args.workdir[0] / PAGE
         try:
             _check_out(out)
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             labels = panels.read_labels(args.labels, list(grouped(runs)))
             files.write_atomically(out, render(runs, args.workdir, labels))
             if args.figures is not None:
-                _draw(runs, args.figures, labels, args.width)
+                _draw(runs, args.figures, labels, args.width or "column")
         except OSError as error:
             raise ValueError(f"{error.filename}: {error.strerror}") from error
         except (KeyError, TypeError, AttributeError, ArithmeticError) as error:

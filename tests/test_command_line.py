@@ -154,6 +154,8 @@ def test_home_is_expanded(monkeypatch, tmp_path):
         ("bad_workers", "--steps 1 --steps 2", "--steps is given 2 times"),
         ("sharpness", "--measures lpf lpf(num_samples=2)", "'lpf' is given 2 times"),
         ("sharpness", f"--seed {HUGE}", HUGE),
+        ("report", "--width page", "--width page would change nothing"),
+        ("report", "--out a --out b", "--out is given 2 times"),
         ("sharpness", "--out x", "is where a comparison goes"),
     ],
 )
