@@ -486,7 +486,7 @@ def test_an_axis_that_is_not_bound_is_named(name):
     rule = rules.RULES[name]("nobody", **HYPER[name])
     x = jnp.ones(3)
     with pytest.raises(ValueError, match="axis 'nobody' is not bound here"):
-        rule.update(x, rule.init(x), x, step=0, value=1.0, grad=x)
+        rule.update(0 * x, rule.init(x), x, step=0, value=1.0, grad=x)
     with pytest.raises(ValueError, match=r"params is None|not bound"):
         rule.update(x, rule.init(x), step=0)
 

@@ -16,6 +16,7 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
+from experiments.arguments import POSITIVE
 from experiments.bench import common
 from jaxdist import Workers, rules
 from jaxdist.collectives import Axis
@@ -24,14 +25,11 @@ from jaxdist.collectives import Axis
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--leaves", type=int, default=1000)
-    parser.add_argument("--size", type=int, default=8, help="numbers in each leaf")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--leaves", type=POSITIVE, default=1000)
+    parser.add_argument("--size", type=POSITIVE, default=8, help="numbers in each leaf")
+    parser.add_argument("--rounds", type=POSITIVE, default=3)
     parser.add_argument("--rules", nargs="+", default=["local_sgd", "mgrawa", "diloco"])
     args = parser.parse_args(argv)
-    for name in ("leaves", "size", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
     if unknown := {*args.rules} - {*common.RULES}:
         parser.error(f"--rules has {sorted(unknown)}; it may have {', '.join(common.RULES)}")
     workers = Workers.create(common.WORKERS, devices=jax.devices()[:1])
