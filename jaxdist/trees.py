@@ -59,7 +59,8 @@ def on_flat(fn: Callable[[jax.Array], jax.Array], tree: Tree, *, at_once: bool =
         parts = [leaves[i] for i in at]
         flat, begin = fn(_join([x.ravel() for x in parts])), 0
         for i, x in zip(at, parts, strict=True):
-            part = lax.slice_in_dim(flat, begin, begin + x.size, axis=-1)
+            whole = len(parts) == 1
+            part = flat if whole else lax.slice_in_dim(flat, begin, begin + x.size, axis=-1)
             out[i], begin = part.reshape(*part.shape[:-1], *x.shape), begin + x.size
     return treedef.unflatten(out)
 

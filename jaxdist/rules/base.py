@@ -43,12 +43,16 @@ class Extra(NamedTuple):
     probe_grad: Params | None = None
 
     def need(self, name: str, rule: str) -> Any:
-        """The argument `name`, or a ValueError that says who needs it."""
+        """The argument `name`, or a ValueError that says who needs it.
+
+        Of a gradient the leaves that a rule sees; it is refused if it has another structure than
+        the parameters.
+        """
         if (found := getattr(self, name)) is None:
             raise ValueError(
                 f"{rule} needs {name}=...: tx.update(grads, state, params, {name}=...)"
             )
-        return found
+        return found if name == "value" else leaves.floats(self.params, found, name)
 
 
 Act = Callable[[Params, Any, Extra], tuple[Params, Any]]
@@ -120,11 +124,10 @@ def rule(
             check_choice("only", part, PARTS)
         given, before, step = updates, state, state.count if step is None else step
         seen = lambda tree, name: tree if tree is None else leaves.floats(params, tree, name)
-        gradients = seen(grad, "grad"), seen(probe_grad, "probe_grad")
         updates, params = seen(updates, "updates"), seen(params, "params")
-        _check_order(updates, gradients[0])
+        _check_order(updates, grad)
         updates = jax.tree.map(lambda u, p: _local(u, p, "local" in only), updates, params)
-        extra = Extra(params, updates, step, value, *gradients)
+        extra = Extra(params, updates, step, value, grad, probe_grad)
 
         def acting(act):
             def run(updates, state):
@@ -269,8 +272,8 @@ def _update(u: jax.Array, p: jax.Array, x: jax.Array, new: jax.Array) -> jax.Arr
 
 def _check_order(updates: Params, grad: Params | None) -> None:
     """Raises a ValueError if no optimizer stands before the rule: it was given the gradient."""
-    given, raw = jax.tree.leaves(updates), jax.tree.leaves(grad)
-    if raw and all(u is g for u, g in zip(given, raw, strict=True)):
+    given, raw = jax.tree.leaves(updates), {id(g) for g in jax.tree.leaves(grad)}
+    if given and all(id(u) in raw for u in given):
         raise ValueError(
             "updates is the gradient itself, so that no optimizer stands before the rule; a rule "
             "goes last: optax.chain(optax.sgd(0.1), rule)"
