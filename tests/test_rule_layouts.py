@@ -9,7 +9,19 @@ import numpy as np
 import optax
 import pytest
 from layouts import LAYOUTS, Layout
-from rule_cases import CASES, PLAIN, STEPS, W, calls, check, extra, healthy_inputs, make, start
+from rule_cases import (
+    CASES,
+    PLAIN,
+    STEPS,
+    W,
+    calls,
+    check,
+    extra,
+    healthy_inputs,
+    make,
+    start,
+    tree,
+)
 
 from jaxdist import Workers, collectives, rules
 
@@ -31,7 +43,8 @@ HERE = {
     "own shard_map": LAYOUTS["own shard_map"],
 }
 assert len(HERE) == len(LAYOUTS), "a layout without W workers"
-COMPILED = ("1 device x 4", "4 devices x 1")
+# Those in which all cases are run, and whether with 64 bits (and parameters of 32).
+COMPILED = {"1 device x 4": True, "4 devices x 1": False}
 
 
 def rows():
@@ -69,16 +82,18 @@ def many_steps(lay, names, errors):
 @functools.cache
 def compiled(layout):
     """What STEPS steps give in one program, the states made inside; and errors by name."""
-    lay, errors = HERE[layout](W), {}
-    program = lay.spmd(many_steps(lay, CASES, errors))
-    end, found = program(jnp.int32(0), *lay.put([start(), {}, *rows()]))
-    assert int(end) == STEPS
-    return jax.tree.map(np.asarray, found), errors
+    errors = {}
+    with jax.enable_x64(COMPILED[layout]):
+        lay = HERE[layout](W)
+        program = lay.spmd(many_steps(lay, CASES, errors))
+        end, found = program(jnp.int32(0), *lay.put([start(), {}, *rows()]))
+        assert int(end) == STEPS
+        return jax.tree.map(np.asarray, found), errors
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("layout", COMPILED)
-def test_a_scan_over_steps_is_as_many_calls(layout, name):
+def test_a_scan_over_steps_is_as_many_calls_also_with_64_bits(layout, name):
     found, errors = compiled(layout)
     check(name, errors)
     xs, states = calls()
@@ -89,6 +104,7 @@ def test_a_scan_over_steps_is_as_many_calls(layout, name):
         strict=True,
     ):
         at = jax.tree_util.keystr(path)
+        assert got.dtype == want.dtype, at
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5, err_msg=at)
 
 
@@ -102,10 +118,14 @@ def traced(layout, inside):
     return errors
 
 
+TRACED = [(layout, True) for layout in HERE if layout not in COMPILED]
+TRACED += [(layout, False) for layout in (*COMPILED, "own shard_map")]
+
+
 @pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize("inside", [False, True], ids=["state given", "state made inside"])
-@pytest.mark.parametrize("layout", HERE)
+@pytest.mark.parametrize(("layout", "inside"), TRACED)
 def test_a_scan_over_steps_is_accepted(layout, inside, name):
+    """With states that are made in the program, or given to it."""
     check(name, traced(layout, inside))
 
 
@@ -213,3 +233,16 @@ def test_leaves_without_the_workers_axis_are_refused_by_name(devices):
             program(0, good, bad)
         with pytest.raises(ValueError, match=r"kernel.*\b4\b"):
             workers.put(bad)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("local_sgd")])
+def test_what_vmap_does_not_map_is_averaged_as_what_it_does(name):
+    """Parameters that are the same on all workers may come in once, as a constant or `None` axis."""
+    rule, x = make(name, period=1), tree(3)
+    u = jax.tree.map(jnp.ones_like, x)
+    one = lambda x: rule.update(u, rule.init(x), x, step=0)[0]
+    found = jax.vmap(lambda i: one(x), axis_name="w")(jnp.arange(W))
+    want = jax.vmap(one, axis_name="w")(jax.tree.map(lambda a: jnp.stack([a] * W), x))
+    for got, mapped in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        assert got.shape == mapped.shape
+        np.testing.assert_allclose(got, mapped, rtol=1e-5, atol=1e-6)

@@ -11,12 +11,8 @@ from rule_cases import (
     CASES,
     PERIOD,
     PLAIN,
-    STEPS,
     W,
-    calls,
-    check,
     extra,
-    healthy_inputs,
     make,
     rule_of,
     start,
@@ -64,51 +60,6 @@ def test_with_64_bits_states_updates_and_parameters_keep_their_types(name, param
         assert moved == {jnp.dtype(params)}
 
 
-@functools.cache
-def with_64_bits():
-    """What `calls` gives, by one scan with 64 bits on and float32 parameters; errors by name."""
-    rows = [healthy_inputs(t) for t in range(STEPS)]
-    updates, values, grads = (
-        jax.tree.map(lambda *xs: np.stack(xs, 1), *part) for part in zip(*rows, strict=True)
-    )
-    errors = {}
-
-    def one(x, *rows):
-        found = {}
-        for name in CASES:
-            tx = make(name)
-
-            def body(carry, row, tx=tx):
-                (x, state), (t, u, value, grad) = carry, row
-                moved, state = tx.update(u, state, x, step=t, **extra(u, value, grad))
-                return (optax.apply_updates(x, moved), state), None
-
-            try:
-                found[name], _ = jax.lax.scan(body, (x, tx.init(x)), (jnp.arange(STEPS), *rows))
-            except Exception as error:  # so that the others are tested
-                errors[name] = error
-        return found
-
-    with jax.enable_x64(True):
-        found = jax.jit(jax.vmap(one, axis_name="w"))(start(), updates, values, grads)
-        return jax.tree.map(np.asarray, found), errors
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_with_64_bits_the_numbers_are_the_same_and_a_scan_is_as_many_calls(name):
-    found, errors = with_64_bits()
-    check(name, errors)
-    xs, states = calls()
-    check(name)
-    got, want = found[name], (xs[name], states[name])
-    for (path, g), w in zip(
-        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
-    ):
-        at = jax.tree_util.keystr(path)
-        assert g.dtype == w.dtype, at
-        np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5, err_msg=at)
-
-
 def mean_after_a_sync(dtype, updates, name, **hyper):
     x = jnp.array([1.0, 0.1], dtype)
     rule = rules.RULES[name]("w", **hyper)
@@ -139,7 +90,7 @@ def after_a_sync(params, updates):
         for name in names:
             tx = make(name)
             state = tx.init(xs)
-            for step in range(2 * PERIOD):
+            for step in (2 * PERIOD - 1, 2 * PERIOD):  # what is late comes a step later
                 zero = jax.tree.map(lambda x: jnp.zeros(x.shape, updates), xs)
                 moved, state = tx.update(zero, state, xs, step=step, **extra(xs, 1.0))
                 found[name] = optax.apply_updates(xs, moved), moved
@@ -161,7 +112,7 @@ def test_bfloat16_updates_on_float32_parameters_change_nothing_of_a_sync(name):
 
 @pytest.mark.parametrize(
     ("params", "updates"),
-    [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)],
+    [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)],
     ids=lambda dtype: jnp.dtype(dtype).name,
 )
 @pytest.mark.parametrize("name", CASES)
