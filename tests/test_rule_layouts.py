@@ -20,10 +20,9 @@ from rule_cases import (
     healthy_inputs,
     make,
     start,
-    tree,
 )
 
-from jaxdist import Workers, collectives, rules
+from jaxdist import Workers, collectives, robust, rules
 
 
 def several_on(devices, inner=None):
@@ -235,14 +234,31 @@ def test_leaves_without_the_workers_axis_are_refused_by_name(devices):
             workers.put(bad)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("local_sgd")])
-def test_what_vmap_does_not_map_is_averaged_as_what_it_does(name):
-    """Parameters that are the same on all workers may come in once, as a constant or `None` axis."""
-    rule, x = make(name, period=1), tree(3)
-    u = jax.tree.map(jnp.ones_like, x)
-    one = lambda x: rule.update(u, rule.init(x), x, step=0)[0]
-    found = jax.vmap(lambda i: one(x), axis_name="w")(jnp.arange(W))
-    want = jax.vmap(one, axis_name="w")(jax.tree.map(lambda a: jnp.stack([a] * W), x))
-    for got, mapped in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
-        assert got.shape == mapped.shape
-        np.testing.assert_allclose(got, mapped, rtol=1e-5, atol=1e-6)
+def test_collectives_of_what_vmap_does_not_map_are_those_of_what_it_does():
+    """What is the same on all workers may come in once, as a constant or with an axis of None."""
+    whole, axis = np.arange(1.0, 1 + W * 3, dtype=np.float32).reshape(W, 3), "w"
+
+    def one(x):
+        return {
+            "sum": collectives.sum(x, axis),
+            "groups": collectives.sum(x, axis, [[0, 1], [2, 3]]),
+            "mean": collectives.mean(x, axis)[0],
+            "max": collectives.max(x, axis),
+            "scalars": collectives.gather_scalars(x[0, 0], axis),
+            "first": collectives.from_argmin(x, x[0, 0], axis),
+            "gathered": collectives.all_gather(x, axis),
+            "exchanged": collectives.all_to_all(x, axis),
+            "permuted": collectives.permute(x, axis, [-1, 0, 1, 2]),
+            "median": robust.aggregate(robust.trimmed_mean(), x, axis)[0],
+        }
+
+    both = jax.jit(
+        lambda rows: (
+            jax.vmap(lambda _: one(jnp.asarray(whole)), axis_name=axis)(jnp.arange(W)),
+            jax.vmap(one, axis_name=axis)(rows),
+        )
+    )
+    found, want = both(np.stack([whole] * W))
+    for name in want:
+        for got, mapped in zip(*map(jax.tree.leaves, (found[name], want[name])), strict=True):
+            np.testing.assert_allclose(got, mapped, err_msg=name)
