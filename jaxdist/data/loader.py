@@ -47,6 +47,16 @@ class Loader:
             ) from error
         example = source[np.zeros(1, np.int64)]
         self._shapes = [(*self._rows, *part.shape[1:]) for part in example]
+        self._types = [jax.dtypes.canonicalize_dtype(part.dtype) for part in example]
+
+    @property
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """What every batch looks like, without reading one."""
+        x, y = (
+            jax.ShapeDtypeStruct(shape, kind, sharding=self.sharding)
+            for shape, kind in zip(self._shapes, self._types, strict=True)
+        )
+        return x, y
 
     def __call__(self, step: int | np.ndarray) -> tuple[jax.Array, jax.Array]:
         """The batch of each worker at a step (an integer from 0), or each at its own: `[W]`."""

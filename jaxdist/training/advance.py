@@ -36,7 +36,7 @@ def make_advance(run: Run, traffic: Traffic) -> Advance:
         advance = make_rounds(run, traffic)
     else:
         advance = _step_by_step(feed, step)
-    batch = feed.batch(0)
+    batch = feed.shapes
     for probe in (None, batch)[: 1 if run.probe_period is None else 2]:
         jax.eval_shape(step, abstract(run), batch, probe)  # kept for when the step is compiled
     return advance

@@ -40,6 +40,11 @@ class Feed:
         if run.probe_period is not None:
             self._load_probe = Loader(run.dataset.train, run.probe_sampler, run.batch_sharding)
 
+    @property
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """What a batch looks like; nothing is read."""
+        return self._load.shapes
+
     def batch(self, step: int | np.ndarray) -> Batch:
         """The batch of step `step`, of each worker's own if it is an array `[W]`."""
         return self._load(step)
