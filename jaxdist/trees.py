@@ -18,12 +18,12 @@ def is_real(x: Any) -> bool:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    r"""A leaf's path as text, as "dense/kernel"; "/" within a name is written "\\/".
+    r"""A leaf's path as text, as "dense/kernel"; "/" within a name is written "\/".
 
     Example:
         >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a/b": {"c": 1}})
         >>> print(path_name(path))
-        a\\/b/c
+        a\/b/c
     """
     keystr = jax.tree_util.keystr
     return "/".join(keystr((key,), simple=True).replace("/", "\\/") for key in path)

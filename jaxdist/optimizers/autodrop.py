@@ -40,6 +40,8 @@ class AutoDropState(NamedTuple):
     average: Any
     metrics: dict[str, jax.Array]
 
+    last = False
+
 
 def autodrop(
     steps_per_epoch: int,

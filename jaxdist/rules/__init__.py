@@ -19,7 +19,6 @@ from jaxdist.names import lookup
 from jaxdist.optimizers.reset import reset_every
 from jaxdist.rules.al_dsgd import al_dsgd
 from jaxdist.rules.averaging import (
-    GradientState,
     average_gradients,
     hierarchical_sgd,
     local_sgd,
@@ -203,8 +202,9 @@ def check_order(state: optax.OptState) -> None:
     """
     parts = jax.tree.leaves(state, is_leaf=lambda s: s is not state and isinstance(s, tuple))
     parts = [part for part in parts if isinstance(part, tuple)]
-    ruled = [not isinstance(part, GradientState) and _holds_rule(part) for part in parts]
-    if type(state) is tuple and any(before and not after for before, after in pairwise(ruled)):
+    ruled = [_holds_rule(part) for part in parts]
+    last = [_holds_rule(part, last=True) for part in parts]
+    if type(state) is tuple and any(before and not after for before, after in pairwise(last)):
         warnings.warn(
             "a transformation comes after a rule, so that workers will not agree on the parameters;"
             " a rule goes last in a chain: optax.chain(optimizer, rule), as rules.compose does",
@@ -231,8 +231,9 @@ def center(state: optax.OptState) -> optax.Params | None:
     return next((c for c in _fields(state, "center") if jax.tree.leaves(c)), None)
 
 
-def _holds_rule(state: Any) -> bool:
-    return any(map(is_rule, jax.tree.leaves(state, is_leaf=is_rule)))
+def _holds_rule(state: Any, last: bool = False) -> bool:
+    found = filter(is_rule, jax.tree.leaves(state, is_leaf=is_rule))
+    return any(not last or getattr(rule, "last", True) for rule in found)
 
 
 def _fields(state: Any, name: str) -> Iterator[Any]:

@@ -36,6 +36,8 @@ class GradientState(NamedTuple):
     metrics: dict[str, Any]
     memory: Any
 
+    last = False
+
 
 def average_gradients(
     axis: Axis,

@@ -26,7 +26,10 @@ Params = optax.Params
 
 
 class State(Protocol):
-    """The state of a rule: a NamedTuple with at least these fields."""
+    """The state of a rule: a NamedTuple with at least these fields.
+
+    A class attribute `last = False` says that the rule need not be the last of its chain.
+    """
 
     count: jax.Array  # steps taken, used where no `step` is given
     metrics: dict[str, Any]  # what the rule tells of its last sync

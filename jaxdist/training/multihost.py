@@ -202,11 +202,13 @@ class Store:
         """The text that a process leaves at `place`; None if it has not after `seconds`."""
         if self._client is None:
             return ""
-        milliseconds = max(1, round(1000 * seconds))
+        mark, milliseconds = self._mark(place, process), round(1000 * seconds)
         try:
-            return self._client.blocking_key_value_get(self._mark(place, process), milliseconds)
+            if milliseconds > 0:
+                return self._client.blocking_key_value_get(mark, milliseconds)
+            return self._client.key_value_try_get(mark)
         except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
+            if not any(kind in str(error) for kind in ("DEADLINE_EXCEEDED", "NOT_FOUND")):
                 raise
         return None
 
