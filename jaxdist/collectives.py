@@ -21,7 +21,7 @@ from jax import lax
 
 from jaxdist import moves, traffic
 from jaxdist.axes import Axis, index, size
-from jaxdist.trees import on_flat, vary, wide
+from jaxdist.trees import on_flat, select, vary, wide
 
 Groups = Sequence[Sequence[int]]
 Tree = Any
@@ -73,19 +73,25 @@ def mean(
         same = jax.tree.structure(w) == jax.tree.structure(tree)
         return w if same else jax.tree.map(lambda _: w, tree)
 
-    def term(x, w, out):
-        return jnp.where(out, 0, w * wide(x))
+    as_float = lambda w: jnp.asarray(w, jnp.float32)
+    is_mask = lambda w: jnp.issubdtype(jnp.result_type(w), jnp.bool_)
+
+    def term(x, w, counts):
+        x = wide(x)
+        return select(counts, x if is_mask(w) else w * x, lax.full_like(x, 0))
 
     def average(s, t, some, x, other):
-        return lax.convert_element_type(jnp.where(some, s / t, other), x.dtype)
+        return lax.convert_element_type(select(some, s / t, other), x.dtype)
 
-    weight = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weight)
-    out = jax.tree.map(lambda w: w == 0, weight)
-    terms = jax.tree.map(term, tree, each_leaf(weight), each_leaf(out))
-    terms, total = sum((terms, weight), axis, groups)
+    weight = jax.tree.map(lambda w: w if is_mask(w) else as_float(w), weight)
+    counts = jax.tree.map(lambda w: jnp.asarray(w) != 0, weight)
+    terms = jax.tree.map(term, tree, each_leaf(weight), each_leaf(counts))
+    terms, total = sum((terms, jax.tree.map(as_float, weight)), axis, groups)
     some = jax.tree.map(lambda t: t > 0, total)
     by = jax.tree.map(lambda t, some: jnp.where(some, t, 1), total, some)
-    other = jax.tree.map(lambda _: jnp.nan, tree) if otherwise is None else wide(otherwise)
+    if otherwise is None:
+        otherwise = jax.tree.map(lambda x: jnp.full_like(wide(x), jnp.nan), tree)
+    other = wide(otherwise)
     return jax.tree.map(average, terms, each_leaf(by), each_leaf(some), tree, other), total
 
 

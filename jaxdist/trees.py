@@ -76,7 +76,14 @@ def apart(make: Callable[[Tree], Tree], params: Tree) -> Tree:
 
 def choose(condition: jax.Array, x: Tree, y: Tree) -> Tree:
     """Returns x where the condition, a scalar, holds, else y."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
+    return jax.tree.map(lambda a, b: select(condition, a, b), x, y)
+
+
+def select(condition: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`jnp.where`, as one operation where the condition is a scalar and the others are alike."""
+    if jnp.ndim(condition) or x.shape != y.shape or x.dtype != y.dtype:
+        return jnp.where(condition, x, y)
+    return lax.select(condition, x, y)
 
 
 def vary(tree: Tree, like: Tree) -> Tree:

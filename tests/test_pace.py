@@ -132,7 +132,10 @@ def test_plain_and_back():
         ({"clock": {"step_seconds": 1.0, "stragglers": [(1, 0.0)]}}, "worker 1"),
         ({"name": "digits_average_gradients", "asynchronous": True}, "has no period"),
         ({"name": "digits_lasgd", "rule": {"max_delay": 4}, "asynchronous": True}, "max_delay"),
-        ({"name": "digits_lasgd", "overlap": "beside", "workers": 6}, "workers=6 on 8 devices: allowed are multiples of 4"),
+        (
+            {"name": "digits_lasgd", "overlap": "beside", "workers": 6},
+            "workers=6 on 8 devices: allowed are multiples of 4",
+        ),
         ({"round_steps": 4, "asynchronous": True}, "round_steps and trigger"),
         ({"overlap": "beside"}, "uses its averages at once"),
     ],

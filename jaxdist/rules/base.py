@@ -209,9 +209,12 @@ def pull(x: Params, target: Params, strength: float | jax.Array) -> Params:
 
 def distance(x: Params, y: Params) -> jax.Array:
     """||x - y||_2 over all leaves, in float32."""
-    parts = jax.tree.map(
-        lambda a, b: jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)).sum(), x, y
-    )
+    return norm(jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), x, y))
+
+
+def norm(x: Params) -> jax.Array:
+    """||x||_2 over all leaves, in float32."""
+    parts = jax.tree.map(lambda a: jnp.square(a.astype(jnp.float32)).sum(), x)
     return jnp.sqrt(jax.tree.reduce(jnp.add, parts, jnp.float32(0)))
 
 

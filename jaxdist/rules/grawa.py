@@ -11,7 +11,7 @@ from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
-from jaxdist.trees import apart, path_name
+from jaxdist.trees import apart, choose, path_name
 
 # The norm's floor: a worker or leaf without a gradient gets a large weight, not an infinite one.
 FLOOR = 1e-12
@@ -222,7 +222,7 @@ def _grawa(
 
     def kept(total, center, before):
         if jax.tree.structure(total) != jax.tree.structure(center):
-            total = jax.tree.map(lambda _: total, center)
+            return choose(total > 0, center, before)
         return jax.tree.map(lambda t, c, b: jnp.where(t > 0, c, b), total, center, before)
 
     def sync(x, state, extra):

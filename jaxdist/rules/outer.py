@@ -147,7 +147,7 @@ def _outer(axis, period, outer, compress, aggregate):
         moved = optax.apply_updates(anchor, updates), outer_state
         new, outer_state = choose(total > 0, moved, (anchor, state.outer))
         metrics = {
-            "anchor_distance": base.distance(x, anchor),
+            "anchor_distance": base.norm(apart),
             "outer_step": base.distance(new, anchor),
         }
         state = state._replace(anchor=new, outer=outer_state, metrics=metrics, memory=memory)
