@@ -11,21 +11,38 @@ from experiments import panels
 from experiments.seeds import spread
 from jaxdist import clock, files, pictures
 from jaxdist.clock import Timeline
+from jaxdist.tasks import ACCURACY, Headline
 from jaxdist.training import metrics, record
 
 CLOCKS = tuple(panels.CLOCKS)
 
-MEASURES = (
-    "test_accuracy",
-    "mean_worker_accuracy",
-    "worst_worker_accuracy",
-    "center_accuracy",
-    "test_loss",
-    "consensus_before_sync",
-    "consensus_distance",
-    "bytes_sent_per_worker",
-    *CLOCKS,
-)
+
+def measures(headline: Headline) -> tuple[str, ...]:
+    """What runs are compared by."""
+    return (
+        headline.test,
+        f"mean_worker_{headline.name}",
+        f"worst_worker_{headline.name}",
+        headline.center,
+        "test_loss",
+        "consensus_before_sync",
+        "consensus_distance",
+        "bytes_sent_per_worker",
+        *CLOCKS,
+    )
+
+
+def common(workdirs: Sequence[Path]) -> Headline:
+    """What the models of all these runs are compared by.
+
+    Raises:
+        ValueError: if that is not the same of all.
+    """
+    found = {record.headline(folder): folder for folder in workdirs}
+    if len(found) > 1:
+        each = ", ".join(f"{headline.title} of {folder}" for headline, folder in found.items())
+        raise ValueError(f"the runs are of several tasks, which cannot be compared: {each}")
+    return next(iter(found))
 
 
 def write(
@@ -39,7 +56,7 @@ def write(
         workdir: the folder that holds the runs, `<name>/seed_<seed>`.
         names: the configurations.
         seeds: the seeds that each was trained with.
-        target: a test accuracy in (0, 1]; the table then says when it was reached.
+        target: of the task's headline, as a test accuracy; the table then says when it was reached.
     """
     found, logs, missing = {}, {}, []
     for name in names:
@@ -53,9 +70,10 @@ def write(
     if not found:
         raise ValueError(f"workdir={str(workdir)!r} holds no finished run: {', '.join(missing)}")
     metrics.write_json(workdir / "comparison.json", found)
-    text = table(found, missing)
+    headline = common([workdir / name / f"seed_{seed}" for name in found for seed in seeds])
+    text = table(found, missing, headline)
     files.write_atomically(workdir / "comparison.md", text)
-    panels.overview(logs, workdir / "comparison.png")
+    panels.overview(logs, workdir / "comparison.png", headline=headline)
     print(f"\n{text}\n{workdir / 'comparison.png'}")
 
 
@@ -64,15 +82,16 @@ def summarize(runs: Sequence[Path], target: float | None = None) -> dict[str, An
 
     Args:
         runs: the runs' folders.
-        target: a test accuracy; the measures "train_seconds_to_target" and, on a virtual clock,
+        target: as of `write`; the measures "train_seconds_to_target" and, on a virtual clock,
             "virtual_seconds_to_target" are when an evaluation first reached it, NaN if none did.
     """
-    summaries = [_summary(run, target) for run in runs]
+    headline = common(runs)
+    summaries = [_summary(run, target, headline) for run in runs]
     config = json.loads((runs[0] / record.CONFIG).read_text())["config"]
     steps = [summary["steps"] for summary in summaries]
     found: dict[str, Any] = {"rule": config["rule"]}
     found["steps"] = steps if len(set(steps)) > 1 else steps[0]
-    for measure in (*MEASURES, *(f"{kind}_to_target" for kind in CLOCKS)):
+    for measure in (*measures(headline), *(f"{kind}_to_target" for kind in CLOCKS)):
         if all(measure in summary for summary in summaries):
             values = np.array([summary[measure] for summary in summaries], float)  # null is NaN
             deviation = values.std(ddof=1) if len(values) > 1 else np.nan
@@ -80,20 +99,26 @@ def summarize(runs: Sequence[Path], target: float | None = None) -> dict[str, An
     return found
 
 
-def table(found: Mapping[str, Mapping[str, Any]], missing: Sequence[str] = ()) -> str:
-    """A Markdown table, the best mean test accuracy first, without columns that no run has.
+def table(
+    found: Mapping[str, Mapping[str, Any]],
+    missing: Sequence[str] = (),
+    headline: Headline = ACCURACY,
+) -> str:
+    """A Markdown table, the best mean headline first, without columns that no run has.
 
     Args:
         found: what `summarize` gives for each configuration, with its "seeds".
         missing: the runs that are not finished.
+        headline: what they are compared by.
     """
     plain = lambda of: spread(of["values"])
-    percent = lambda of: spread(of["values"], 100, "%")
+    score = lambda of: spread(of["values"], headline.scale, headline.unit)
+    test, mean, worst, center, *_ = measures(headline)
     columns = {
-        "test accuracy": ("test_accuracy", percent),
-        "mean worker": ("mean_worker_accuracy", percent),
-        "worst worker": ("worst_worker_accuracy", percent),
-        "at the centre": ("center_accuracy", percent),
+        headline.title: (test, score),
+        "mean worker": (mean, score),
+        "worst worker": (worst, score),
+        "at the centre": (center, score),
         "consensus distance before a sync": ("consensus_before_sync", plain),
         "at the end": ("consensus_distance", plain),
         "MB sent": ("bytes_sent_per_worker", lambda of: spread(of["values"], 1e-6)),
@@ -110,17 +135,18 @@ def table(found: Mapping[str, Mapping[str, Any]], missing: Sequence[str] = ()) -
     if "consensus_before_sync" not in (measure for measure, _ in columns.values()):
         columns = {"consensus distance" * (h == "at the end") or h: c for h, c in columns.items()}
     rows = [("configuration", *columns), ("---",) * (1 + len(columns))]
-    for name, of in sorted(found.items(), key=lambda item: _rank(item[1])):
+    rank = lambda item: headline.rank(item[1][headline.test]["mean"])
+    for name, of in sorted(found.items(), key=rank):
         cells = [show(of[measure]) if measure in of else "" for measure, show in columns.values()]
         rows.append((name, *cells))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     notes = [
         *_seeds(found),
-        "Test accuracy is that of the mean of the workers' models; mean and worst worker are of",
-        "their own at the end. The distance before a sync is that of the last one that was looked",
-        "at. MB sent are those of one worker in the whole run, on average over the workers: in a",
-        "graph some have more neighbours. Training seconds are without compiling, evaluating and",
-        "saving, on a machine that all runs may have shared.",
+        f"{headline.title.capitalize()} is that of the mean of the workers' models; mean and worst",
+        "worker are of their own at the end. The distance before a sync is that of the last one",
+        "that was looked at. MB sent are those of one worker in the whole run, on average over the",
+        "workers: in a graph some have more neighbours. Training seconds are without compiling,",
+        "evaluating and saving, on a machine that all runs may have shared.",
     ]
     if uneven := [name for name, of in found.items() if isinstance(of.get("steps"), list)]:
         notes.append(f"The seeds ended at different steps, the curves at the first: {uneven}.")
@@ -145,24 +171,26 @@ def plot_timelines(timelines: Mapping[str, Timeline], path: Path) -> None:
         figure.legend(*every[-1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 
 
-def _summary(run: Path, target: float | None) -> dict[str, Any]:
-    """A run's summary, with the accuracies of its workers and what its lines tell at the end."""
+def of_workers(summary: Mapping[str, Any], headline: Headline) -> dict[str, float]:
+    """The mean and the worst of the workers' own models."""
+    each = np.array(summary[headline.workers], float)  # null is NaN
+    worst = each.min() if headline.higher_is_better else each.max()
+    _, mean_name, worst_name, *_ = measures(headline)
+    return {mean_name: each.mean(), worst_name: worst}
+
+
+def _summary(run: Path, target: float | None, headline: Headline) -> dict[str, Any]:
+    """A run's summary, with what its workers have and what its lines tell at the end."""
     summary = json.loads((run / record.SUMMARY).read_text())
-    each = np.array(summary["worker_accuracies"], float)  # null is NaN
-    summary |= {"mean_worker_accuracy": each.mean(), "worst_worker_accuracy": each.min()}
+    summary |= of_workers(summary, headline)
     lines = metrics.read(run / record.METRICS)
     for line in lines:
         summary |= {m: line[m] for m in ("consensus_before_sync", "train_seconds") if m in line}
     if target is not None:
-        there = [line for line in lines if (line.get("test_accuracy") or 0) >= target]
+        there = [line for line in lines if headline.reaches(line.get(headline.test), target)]
         for kind in filter(summary.__contains__, CLOCKS):
             summary[f"{kind}_to_target"] = there[0].get(kind, np.nan) if there else np.nan
     return summary
-
-
-def _rank(of: Mapping[str, Any]) -> float:
-    mean = of["test_accuracy"]["mean"]
-    return -mean if np.isfinite(mean) else np.inf
 
 
 def _seeds(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

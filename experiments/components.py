@@ -20,11 +20,13 @@ from jaxdist.losses import LOSSES
 from jaxdist.models import MODELS
 from jaxdist.names import lookup, parse
 from jaxdist.rules import RULES
+from jaxdist.tasks import TASKS
 
 SLOTS: dict[str, Mapping[str, Callable]] = {
     "data": DATASETS,
     "shards": SHARDS,
     "model": MODELS,
+    "task": TASKS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "drop": DROPS,
@@ -40,6 +42,9 @@ _FILES: dict[Callable, str] = {}
 
 _GIVEN = ("has_aux", "total_steps", "axis")
 """Keyword arguments that whoever calls a factory gives, which are no options."""
+
+_OFFERED = ("loss", "augment")
+"""Those that a task is given if it takes them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +209,8 @@ def component_type(slot: str, name: str, factory: Callable) -> type[Component]:
     parameters = [
         parameter
         for parameter in inspect.signature(factory, eval_str=True).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _GIVEN
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and parameter.name not in _GIVEN + (_OFFERED if slot == "task" else ())
     ]
     fields = []
     for parameter in parameters:

@@ -1,6 +1,7 @@
 """The configuration of a run, and what is built from it."""
 
 import dataclasses
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,9 +17,9 @@ from experiments.pace import Clock, pace
 from jaxdist import rules
 from jaxdist.checks import LARGEST
 from jaxdist.clock import Timeline
-from jaxdist.data import Sampler, make_augment, with_flipped_labels, with_label_noise
-from jaxdist.losses import cross_entropy
+from jaxdist.data import Dataset, Sampler, make_augment, with_flipped_labels, with_label_noise
 from jaxdist.names import lookup
+from jaxdist.tasks import Task
 from jaxdist.training import Run
 from jaxdist.training.run import check_microbatches
 from jaxdist.workers import Workers
@@ -64,6 +65,7 @@ class Config:
     drop: Component = dataclasses.field(default_factory=lambda: component("drop", "none"))
     shards: Component = dataclasses.field(default_factory=lambda: component("shards", "iid"))
     gradient: Component = dataclasses.field(default_factory=lambda: component("gradient", "plain"))
+    task: Component = dataclasses.field(default_factory=lambda: component("task", "classification"))
     loss: Component = dataclasses.field(default_factory=lambda: component("loss", "cross_entropy"))
     attack: Component = dataclasses.field(default_factory=lambda: component("attack", "none"))
     augment: Augment = Augment()
@@ -231,7 +233,7 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
     make = lambda **options: rules.compose(optimizer, rule, workers.axis, **options)
     run = Run(
         workers=workers,
-        model=config.model(dataset.input_shape, dataset.num_classes),
+        task=_task(config, dataset),
         dataset=dataset,
         tx=make(**options),
         rule=rule,
@@ -241,9 +243,6 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         steps=steps,
         seed=config.seed,
         probe_period=options["period"] if options.get("norm_source") == "probe" else None,
-        augment=config.augment.make(),
-        loss=config.loss(),
-        test_loss=cross_entropy,
         gradient=None if config.gradient.factory == "plain" else config.gradient,
         shared_noise=config.shared_noise,
         local=config.local,
@@ -259,6 +258,21 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         description=described.plain(),
     )
     return pace(config, run, make)
+
+
+def _task(config: Config, dataset: Dataset) -> Task:
+    """What is learned; `loss` and `augment` go to the tasks that take them."""
+    offered = {"loss": config.loss(), "augment": config.augment.make()}
+    takes = [name for name in offered if name in inspect.signature(config.task.make).parameters]
+    for name in offered:
+        default = Config.__dataclass_fields__[name]
+        default = default.default_factory() if name == "loss" else default.default
+        if name not in takes and getattr(config, name) != default:
+            raise ValueError(
+                f"{name}={getattr(config, name)}: the task {config.task.factory!r} takes no {name}"
+            )
+    model = config.model(dataset.input_shape, dataset.num_classes)
+    return config.task(model, dataset, **{name: offered[name] for name in takes})
 
 
 def _attack(config: Config, workers: Workers) -> optax.GradientTransformation:

@@ -41,5 +41,5 @@ def _without_effect(config: Config, run: Run) -> Iterator[tuple[Collection[str],
         yield ["shared_noise"], f"gradient={gradient} perturbs at random nowhere (lpf does)"
     if not config.optimizer.options().get("momentum", 1):
         yield ["optimizer.nesterov", "optimizer.no_nesterov"], "momentum is 0"
-    if not jax.eval_shape(run.model.init, jax.random.key(0))[1]:
+    if not jax.eval_shape(run.task.init, jax.random.key(0))[1]:
         yield ["batch_norm"], f"the model {config.model.factory} has no BatchNorm"

@@ -11,6 +11,7 @@ from experiments import seeds
 from experiments.seeds import Lines
 from jaxdist import pictures
 from jaxdist.names import lookup
+from jaxdist.tasks import ACCURACY, Headline
 
 ENDINGS = ("png", "pdf")
 CLOCKS = {
@@ -27,35 +28,40 @@ class Panel(NamedTuple):
     x: str
     y: str
     logs: str = ""  # the axes that may be logarithmic
+    scale: int = 1  # what the values are multiplied by
 
 
-_ACCURACY = "test accuracy (%)\nat the workers' mean"
 _BEFORE = ("consensus_before_sync", "consensus_after_sync", "consensus_distance")
-PANELS = {
-    "accuracy_steps": Panel(("test_accuracy",), "step", "step", _ACCURACY),
-    "accuracy_bytes": Panel(
-        ("test_accuracy",), "bytes_sent", "MB sent, mean of the workers", _ACCURACY, "x"
-    ),
-    **{
-        f"accuracy_{clock}": Panel(("test_accuracy",), clock, label, _ACCURACY)
-        for clock, label in CLOCKS.items()
-    },
-    "loss": Panel(
-        ("mean_loss", "loss"),
-        "step",
-        "step",
-        "training loss (nats), mean\nof the steps between lines",
-        "y",
-    ),
-    "consensus": Panel(
-        _BEFORE, "step", "step", "consensus distance before\na sync, or after every step", "y"
-    ),
-}
+
+
+def panels_of(headline: Headline) -> dict[str, Panel]:
+    """The panels, by the name of their figure."""
+    unit = f" ({headline.unit})" if headline.unit else ""
+    score = (headline.test,), f"{headline.title}{unit}\nat the workers' mean", headline.scale
+    across = {"steps": ("step", "step"), "bytes": ("bytes_sent", "MB sent, mean of the workers")}
+    across |= {clock: (clock, label) for clock, label in CLOCKS.items()}
+    loss = f"training loss{f' ({headline.loss_unit})' if headline.loss_unit else ''}, mean"
+    distance = "consensus distance before\na sync, or after every step"
+    return {
+        **{
+            f"{headline.name}_{name}": Panel(
+                score[0], *where, score[1], "x" if name == "bytes" else "", score[2]
+            )
+            for name, where in across.items()
+        },
+        "loss": Panel(
+            ("mean_loss", "loss"), "step", "step", f"{loss}\nof the steps between lines", "y"
+        ),
+        "consensus": Panel(_BEFORE, "step", "step", distance, "y"),
+    }
+
 
 Runs = Mapping[str, Sequence[Lines]]
 
 
-def draw(runs: Runs, folder: Path, labels: Mapping[str, str], width: str) -> list[Path]:
+def draw(
+    runs: Runs, folder: Path, labels: Mapping[str, str], width: str, headline: Headline = ACCURACY
+) -> list[Path]:
     """Draws each panel as a figure of its own, as PNG and as PDF.
 
     Args:
@@ -63,20 +69,27 @@ def draw(runs: Runs, folder: Path, labels: Mapping[str, str], width: str) -> lis
         folder: where the figures go; it is made if need be.
         labels: what to call configurations; the others keep their names.
         width: a key of `pictures.WIDTHS`.
+        headline: what the runs are compared by.
 
     Returns:
         The PNGs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = _panels(runs)
-    for name in names:
-        _figure(runs, [name], folder / f"{name}.png", labels, pictures.WIDTHS[width], 1)
-    return [folder / f"{name}.png" for name in names]
+    told = _told(runs, headline)
+    for name, panel in told.items():
+        _figure(runs, [panel], folder / f"{name}.png", labels, pictures.WIDTHS[width], 1)
+    return [folder / f"{name}.png" for name in told]
 
 
-def overview(runs: Runs, path: Path, labels: Mapping[str, str] | None = None) -> None:
+def overview(
+    runs: Runs,
+    path: Path,
+    labels: Mapping[str, str] | None = None,
+    headline: Headline = ACCURACY,
+) -> None:
     """Draws all panels into one figure as wide as a page, as PNG and as PDF."""
-    _figure(runs, _panels(runs), path, labels or {}, pictures.WIDTHS["page"], 3)
+    told = list(_told(runs, headline).values())
+    _figure(runs, told, path, labels or {}, pictures.WIDTHS["page"], 3)
 
 
 def read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -106,19 +119,23 @@ def read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-def _panels(runs: Runs) -> list[str]:
+def _told(runs: Runs, headline: Headline) -> dict[str, Panel]:
     """Those for which there is something: a clock's only where all runs tell its time."""
     every = [lines for of in runs.values() for lines in of]
     tells = lambda lines, panel: any(
         panel.across in line and any(m in line for m in panel.measures) for line in lines
     )
     holds = lambda panel: all if panel.across in CLOCKS else any
-    return [n for n, panel in PANELS.items() if holds(panel)(tells(run, panel) for run in every)]
+    return {
+        name: panel
+        for name, panel in panels_of(headline).items()
+        if holds(panel)(tells(run, panel) for run in every)
+    }
 
 
 def _figure(
     runs: Runs,
-    names: Sequence[str],
+    told: Sequence[Panel],
     path: Path,
     labels: Mapping[str, str],
     width: float,
@@ -127,14 +144,14 @@ def _figure(
     numbers = {name: len(of) for name, of in runs.items()}
     called = seeds.labelled(numbers, labels)
     legend = pictures.Legend(list(called.values()), width, seeds.title(numbers))
-    columns = min(columns, len(names))
-    rows = -(-len(names) // columns)
+    columns = min(columns, len(told))
+    rows = -(-len(told) // columns)
     height = rows * max(1.75, 0.5 * width / columns) + legend.height
     with pictures.figure(path, width, height, ENDINGS) as figure:
         panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
-        for axes, name in zip(panels, names, strict=False):
-            handles = _draw_panel(axes, PANELS[name], runs)
-        for axes in panels[len(names) :]:
+        for axes, panel in zip(panels, told, strict=False):
+            handles = _draw_panel(axes, panel, runs)
+        for axes in panels[len(told) :]:
             axes.set_visible(False)
         legend.draw(figure, handles)
 
@@ -143,7 +160,6 @@ def _draw_panel(axes: Any, panel: Panel, runs: Runs) -> list[Any]:
     """The mean over the seeds, and a band of their deviation; the handles of the curves."""
     handles, shown = [], {"x": [], "y": []}
     unit = 1e-6 if panel.across == "bytes_sent" else 1.0
-    percent = 100 if "accuracy" in panel.measures[0] else 1
     for index, of in enumerate(runs.values()):
         style = pictures.style(index)
         told = {name for lines in of for line in lines for name in line}
@@ -151,12 +167,12 @@ def _draw_panel(axes: Any, panel: Panel, runs: Runs) -> list[Any]:
         if (found := seeds.band(of, measure, panel.across)) is None:
             handles += axes.plot([], [], **style)
             continue
-        x, y = found.x * unit, found.mean * percent
+        x, y = found.x * unit, found.mean * panel.scale
         handles += axes.plot(x, y, markevery=max(1, len(x) // 8), **style)
         if len(x) == 1:  # which no line shows
             axes.plot(x, y, "o", color=style["color"])
         if found.range is not None:
-            low, high = (edge * percent for edge in found.range)
+            low, high = (edge * panel.scale for edge in found.range)
             axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         shown["x"].append(x)
         shown["y"].append(y)

@@ -8,16 +8,17 @@ import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import cli, panels, seeds
+from experiments import cli, comparison, panels, seeds
 from experiments import report_page as page
 from experiments.report_page import Curve, Markup, tag
 from experiments.report_runs import Run, grouped, missing, read, summarize
 from experiments.sharpness import FILE, FOLDER
 from jaxdist import files, pictures
+from jaxdist.tasks import Headline
 from jaxdist.training import record
 from jaxdist.training.plots import DISTANCES, over_workers
 
@@ -25,36 +26,64 @@ PROG = "python -m experiments.report"
 PAGE, TIMELINES = "report.html", "timelines.png"
 
 ACROSS = {"step": "step", "bytes_sent": "MB sent, mean of the workers", **panels.CLOCKS}
-CHARTS = (
-    ("mean_loss", "step", "loss (nats), training, since the last line, over the workers", True),
-    ("loss", "step", "loss (nats), training, of one step, over the workers", True),
-    ("test_loss", "step", "loss (nats), test, mean of the workers' models", True),
-    ("test_accuracy", "step", "test accuracy (%), mean of the workers' models", False),
-    ("worker_accuracies", "step", "test accuracy (%), workers alone, over the workers", False),
-    ("center_accuracy", "step", "test accuracy (%), model at the rule's centre", False),
-    *(("test_accuracy", across, "test accuracy (%)", False) for across in list(ACROSS)[1:]),
-    *((name, "step", f"consensus distance, {where}", True) for name, where in DISTANCES.items()),
-    ("steps_per_second", "step", "steps per second", False),
-)
 INSTEAD = {"loss": "mean_loss", "consensus_distance": "consensus_after_sync"}
 """What is not drawn of a run that tells the other."""
 
-DRAWN = {*ACROSS, "epoch", "seconds", "nonfinite_workers", *(chart[0] for chart in CHARTS)}
 MANY_WORKERS = 16
-COLUMNS = {  # what is shown, in what unit
-    "test accuracy": ("test_accuracy", 100, "%"),
-    "mean worker": ("mean_worker_accuracy", 100, "%"),
-    "worst worker": ("worst_worker_accuracy", 100, "%"),
-    "at the centre": ("center_accuracy", 100, "%"),
-    "test loss": ("test_loss", 1, ""),
-    "consensus distance before a sync": ("consensus_before_sync", 1, ""),
-    "consensus distance at the end": ("consensus_distance", 1, ""),
-    "MB sent": ("bytes_sent_per_worker", 1e-6, ""),
-    "training seconds": ("train_seconds", 1, ""),
-    "virtual seconds": ("virtual_seconds", 1, ""),
-}
+
+
+class Chart(NamedTuple):
+    """What is drawn: the title is the unit and, after a comma, what is shown."""
+
+    measure: str
+    across: str
+    title: str
+    log: bool
+    scale: int = 1
+
+
+def charts_of(headline: Headline) -> list[Chart]:
+    """The charts of what all runs tell."""
+    loss = f"loss ({headline.loss_unit})" if headline.loss_unit else "loss"
+    score = headline.title + (f" ({headline.unit})" if headline.unit else "")
+    test, scale = headline.test, headline.scale
+    of = ", over the workers"
+    return [
+        Chart("mean_loss", "step", f"{loss}, training, since the last line{of}", True),
+        Chart("loss", "step", f"{loss}, training, of one step{of}", True),
+        Chart("test_loss", "step", f"{loss}, test, mean of the workers' models", True),
+        Chart(test, "step", f"{score}, mean of the workers' models", False, scale),
+        Chart(headline.workers, "step", f"{score}, workers alone, over the workers", False, scale),
+        Chart(headline.center, "step", f"{score}, model at the rule's centre", False, scale),
+        *(Chart(test, across, score, False, scale) for across in list(ACROSS)[1:]),
+        *(
+            Chart(name, "step", f"consensus distance, {where}", True)
+            for name, where in DISTANCES.items()
+        ),
+        Chart("steps_per_second", "step", "steps per second", False),
+    ]
+
+
+def columns_of(headline: Headline) -> dict[str, tuple[str, float, str]]:
+    """What the tables show, in what unit."""
+    test, mean, worst, center, *_ = comparison.measures(headline)
+    form = headline.scale, headline.unit
+    return {
+        headline.title: (test, *form),
+        "mean worker": (mean, *form),
+        "worst worker": (worst, *form),
+        "at the centre": (center, *form),
+        "test loss": ("test_loss", 1, ""),
+        "consensus distance before a sync": ("consensus_before_sync", 1, ""),
+        "consensus distance at the end": ("consensus_distance", 1, ""),
+        "MB sent": ("bytes_sent_per_worker", 1e-6, ""),
+        "training seconds": ("train_seconds", 1, ""),
+        "virtual seconds": ("virtual_seconds", 1, ""),
+    }
+
+
 NOTE = (
-    "Test accuracy and loss are of the mean of the workers' models, mean and worst worker of their "
+    "{title} and test loss are of the mean of the workers' models, mean and worst worker of their "
     "own, at the last evaluation. MB sent are those of one worker, on average over the workers. "
     "Training seconds are without compiling, evaluating and saving."
 )
@@ -106,7 +135,8 @@ def _draw(runs: Sequence[Run], folder: Path, labels: Mapping[str, str], width: s
     lines = {group: [run.lines for run in of] for group, of in grouped(runs).items() if of}
     if not lines:
         raise ValueError("figures: no run is finished")
-    for path in panels.draw(lines, folder, labels, width):
+    headline = comparison.common([run.folder for run in runs])
+    for path in panels.draw(lines, folder, labels, width, headline):
         print(path)
     if lacking := missing(runs):
         print(f"not in the figures: {', '.join(lacking)}")
@@ -118,16 +148,17 @@ def render(
     """The page about these runs, best first; `labels` are what to call configurations."""
     labels = labels or {}
     found = {run.name: summarize(run) for run in runs}
-    accuracy = lambda run: np.array(found[run.name].get("test_accuracy"), float)  # none is NaN
-    runs = sorted(runs, key=lambda run: np.nan_to_num(-accuracy(run), nan=np.inf))
+    headline = comparison.common([run.folder for run in runs])
+    score = lambda run: float(np.array(found[run.name].get(headline.test), float))  # none is NaN
+    runs = sorted(runs, key=lambda run: headline.rank(score(run)))
     groups = list(dict.fromkeys(run.group for run in runs))
     colors = {run.name: groups.index(run.group) for run in runs}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     sections = {
-        "Over the seeds": _over_seeds(runs, found, colors, labels),
-        "Summary": _summary(runs, found, colors),
-        "Curves": _curves(runs, colors, labels),
-        "What the rule tells": map(_rule, runs),
+        "Over the seeds": _over_seeds(runs, found, colors, labels, headline),
+        "Summary": _summary(runs, found, colors, headline),
+        "Curves": _curves(runs, colors, labels, headline),
+        "What the rule tells": (_rule(run, headline) for run in runs),
         "Timelines on the virtual clock": map(_timelines, workdirs),
         "Sharpness": map(_sharpness, runs),
         "Configuration": _compare("option", {run.name: run.config for run in runs}),
@@ -145,13 +176,14 @@ def _over_seeds(
     found: Mapping[str, Mapping[str, Any]],
     colors: Mapping[str, int],
     labels: Mapping[str, str],
+    headline: Headline,
 ) -> Iterator[Markup]:
     """A row for each configuration, if one of them has several seeds."""
     groups = grouped(runs)
     if len(groups) == len(runs):
         return
     rows, columns = [], {}
-    for head, of in COLUMNS.items():
+    for head, of in columns_of(headline).items():
         if any(of[0] in found[run.name] for each in groups.values() for run in each):
             columns[head] = of
     for group, of in groups.items():
@@ -171,9 +203,13 @@ def _over_seeds(
 
 
 def _summary(
-    runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]], colors: Mapping[str, int]
+    runs: Sequence[Run],
+    found: Mapping[str, Mapping[str, Any]],
+    colors: Mapping[str, int],
+    headline: Headline,
 ) -> Iterator[Markup]:
-    columns = {head: of for head, of in COLUMNS.items() if any(of[0] in f for f in found.values())}
+    every = columns_of(headline).items()
+    columns = {head: of for head, of in every if any(of[0] in f for f in found.values())}
     rows, noticed = [], []
     for run in runs:
         of, options = found[run.name], (run.config.get(name, "") for name in ("rule", "workers"))
@@ -182,12 +218,12 @@ def _summary(
         cells = (_number(of[m], *form) if m in of else "" for m, *form in columns.values())
         rows.append((name, *options, steps, *cells))
     heads = "run", "rule", "workers", "steps", *columns
-    yield page.table("One row a run, the best test accuracy first", heads, rows)
-    yield tag("p", NOTE, class_="faint")
+    yield page.table(f"One row a run, the best {headline.title} first", heads, rows)
+    yield tag("p", NOTE.format(title=headline.title.capitalize()), class_="faint")
     for run in (run for run in runs if not run.finished):
         last = {"step": 0, "epoch": 0} | (run.lines[-1] if run.lines else {})
         where = f" has no {record.SUMMARY}: at step {last['step']}, epoch {last['epoch']}."
-        tested = [line["step"] for line in run.lines if "test_accuracy" in line]
+        tested = [line["step"] for line in run.lines if headline.test in line]
         ended = f" It was evaluated last at step {tested[-1]}." if tested else ""
         yield tag("p", tag("strong", run.name), where, tag("span", ended))
     for run in runs:
@@ -202,7 +238,10 @@ def _summary(
 
 
 def _curves(
-    runs: Sequence[Run], colors: Mapping[str, int], labels: Mapping[str, str]
+    runs: Sequence[Run],
+    colors: Mapping[str, int],
+    labels: Mapping[str, str],
+    headline: Headline,
 ) -> Iterator[Markup]:
     """Figures with a curve for each configuration; of one run, with all that has the same unit."""
     one, charts = len(runs) == 1, {}
@@ -211,10 +250,9 @@ def _curves(
         yield page.legend(named, sticky=True)
         words = "The mean of the finished seeds and a band of their standard deviation; of a run "
         yield tag("p", f"{words}alone, the mean and the range of its workers.", class_="faint")
-    for measure, across, title, log in CHARTS:
+    for measure, across, title, log, scale in charts_of(headline):
         unit, _, what = title.partition(", ")
         curves = charts.setdefault((unit if one else title, ACROSS[across], log), [])
-        scale = 100 if "accura" in measure else 1
         for group in dict.fromkeys(run.group for run in runs):
             of = [run for run in runs if run.group == group and not _instead(run, measure)]
             done = [run for run in of if run.finished and len(run.series(measure, across)[0])]
@@ -243,11 +281,13 @@ def _instead(run: Run, measure: str) -> bool:
     return other is not None and any(other in line for line in run.lines)
 
 
-def _rule(run: Run) -> Markup | None:
+def _rule(run: Run, headline: Headline) -> Markup | None:
     """Charts of the quantities that only this run's rule tells; of layers their mean."""
+    drawn = {*ACROSS, "epoch", "seconds", "nonfinite_workers"}
+    drawn |= {chart.measure for chart in charts_of(headline)}
     names: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for line in run.lines for name in line):
-        if name not in DRAWN:
+        if name not in drawn:
             names.setdefault(name.partition("/")[0], []).append(name)
     figures = []
     for base, layers in names.items():

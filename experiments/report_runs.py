@@ -79,11 +79,11 @@ def summarize(run: Run) -> dict[str, Any]:
     """The measures of `comparison.summarize`; of a run not finished, those of its last lines."""
     if run.finished:
         found = comparison.summarize([run.folder])
-        return found | {m: found[m]["mean"] for m in comparison.MEASURES if m in found}
+        known = comparison.measures(record.headline(run.folder))
+        return found | {m: found[m]["mean"] for m in known if m in found}
     found = {"steps": 0} | {name: value for line in run.lines for name, value in line.items()}
-    if each := found.get("worker_accuracies"):
-        each = np.array(each, float)  # null is NaN
-        found |= {"mean_worker_accuracy": each.mean(), "worst_worker_accuracy": each.min()}
+    if (headline := record.headline(run.folder)).workers in found:
+        found |= comparison.of_workers(found, headline)
     sent = found.get("bytes_sent", 0)
     return found | {"steps": found.get("step", 0), "bytes_sent_per_worker": sent}
 

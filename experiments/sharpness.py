@@ -22,7 +22,7 @@ from experiments import cli
 if TYPE_CHECKING:
     import jax
 
-    from jaxdist.models import Model
+    from jaxdist.tasks import Task
     from jaxdist.training import Run, TrainState
 
 PROG = "python -m experiments.sharpness"
@@ -88,11 +88,11 @@ def _measure_all(args: argparse.Namespace) -> None:
 
     measures = read_measures(args.measures)
     cli.check_devices()
-    models: dict[Any, Model] = {}
+    tasks: dict[Any, Task] = {}
     found = {}
     for folder in folders:
         print(f"{folder}", flush=True)
-        found[folder] = measure(folder, measures, args, models)
+        found[folder] = measure(folder, measures, args, tasks)
         report.write_run(folder / FOLDER, found[folder])
     out = args.out or args.workdir[0] / FOLDER
     if len(folders) > 1:
@@ -160,13 +160,14 @@ def restore(folder: Path) -> "tuple[Run, TrainState]":
     return run, checkpoints.restore()
 
 
-def points(run: "Run", state: "TrainState", of: Sequence[str], x: "jax.Array") -> dict[str, Point]:
+def points(run: "Run", state: "TrainState", of: Sequence[str], stack: Any) -> dict[str, Point]:
     """What there is to measure: "mean", "center" if the rule keeps one, "worker 0" and so on.
 
     The mean and the centre have the mean of the workers' BatchNorm statistics or, where the run
-    re-estimates them, those of the batches `x`, `[N, B, ...]`. A worker that is not finite is left
-    out.
+    re-estimates them, those of a stack of batches, `[N, B, ...]`. A worker that is not finite is
+    left out.
     """
+    import jax
     import numpy as np
 
     from jaxdist import models, stacked
@@ -177,8 +178,9 @@ def points(run: "Run", state: "TrainState", of: Sequence[str], x: "jax.Array") -
         if name in of:
             statistics = stacked.mean(state.model_state) if state.model_state else {}
             if run.batch_norm == "reestimate":
-                for i, batch in enumerate(x):
-                    statistics = models.reestimate(run.model, params, statistics, batch, i)
+                for i in range(len(jax.tree.leaves(stack)[0])):
+                    batch = jax.tree.map(lambda a, i=i: a[i], stack)
+                    statistics = models.reestimate(run.task, params, statistics, batch, i)
             found[name] = Point(params, statistics)
     if "workers" in of:
         for i in np.flatnonzero(stacked.finite(state.params)):
@@ -191,7 +193,7 @@ def measure(
     folder: Path,
     measures: Mapping[str, Mapping[str, Any]],
     args: argparse.Namespace,
-    models: "dict[Any, Model]",
+    tasks: "dict[Any, Task]",
 ) -> dict[str, Any]:
     """Measures a run, but for what its `sharpness.json` has of the same settings already.
 
@@ -199,7 +201,7 @@ def measure(
         folder: of the run.
         measures: their options by name.
         args: the command line.
-        models: built models by configuration, so that runs of one share what is compiled.
+        tasks: those built, by configuration, so that runs of one share what is compiled.
 
     Returns:
         What that file then holds: "step", "settings", "summary" (of the run) and "points", by name
@@ -213,8 +215,8 @@ def measure(
 
     run, state = restore(folder)
     config = run.description
-    key = str((config["model"], config["data"]))
-    run = dataclasses.replace(run, model=models.setdefault(key, run.model))
+    key = str([config.get(slot) for slot in ("task", "model", "data")])
+    run = dataclasses.replace(run, task=tasks.setdefault(key, run.task))
     data, sharding = _data(run, args)
     place = lambda tree: jax.device_put(tree, sharding)
     path, found = folder / FOLDER / FILE, {}
@@ -224,18 +226,19 @@ def measure(
     if (before := record.read_json(path)) and before | told == before:
         told, found = before, before["points"]
     told |= {"summary": record.read_json(folder / record.SUMMARY), "points": found}
-    initial, loss = place(initial_model(run)[0]), run.test_loss or run.loss
+    told["headline"] = run.task.headline._asdict()
+    initial = place(initial_model(run)[0])
     noise = jax.random.key(args.seed)
-    measured = points(run, state, args.of, data[0][0])
+    measured = points(run, state, args.of, data[0])
     workers = [point for name, point in measured.items() if name.startswith("worker")]
     if len(workers) > 1 and "barrier" not in told:
         first, second = workers[:2]
-        problem = sharpness.Problem.of(run.model, place(first.model_state), loss)
+        problem = sharpness.Problem.of_task(run.task, place(first.model_state))
         way = sharpness.barrier(problem, place(first.params), place(second.params), data=data)
         told["barrier"] = {name: value.tolist() for name, value in way._asdict().items()}
     for name, point in measured.items():
         params, model_state = place(point)
-        problem = sharpness.Problem.of(run.model, model_state, loss)
+        problem = sharpness.Problem.of_task(run.task, model_state)
         one = found.setdefault(name, {})
         if "slice" not in one:
             line = sharpness.loss_slice(problem, params, key=noise, data=data)
@@ -264,15 +267,13 @@ def _data(run: "Run", args: argparse.Namespace) -> "tuple[list[Any], jax.shardin
     import numpy as np
 
     from jaxdist import sharpness
-    from jaxdist.data import normalize
 
     source, mesh = run.dataset.train, run.workers.mesh
     number = min(args.examples or len(source), len(source))
     order = np.random.default_rng(args.seed).permutation(len(source))[:number]
-    x, y = source[np.sort(order)]
-    x = np.asarray(normalize(x, run.dataset.mean, run.dataset.std))
+    examples = source[np.sort(order)]
     split = jax.NamedSharding(mesh, jax.P(None, mesh.axis_names))
-    return sharpness.batches((x, y), args.batch_size, sharding=split), run.workers.replicated
+    return sharpness.batches(examples, args.batch_size, sharding=split), run.workers.replicated
 
 
 if __name__ == "__main__":

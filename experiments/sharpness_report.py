@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxdist import files, pictures, sharpness
+from jaxdist.tasks import Headline
 from jaxdist.training import metrics
 
 Told = Mapping[str, Any]
@@ -73,7 +74,7 @@ def write_comparison(folder: Path, found: Mapping[Path, Told]) -> None:
 
 
 def _of_runs(runs: Sequence[Told], part: str) -> dict[str, list[float]]:
-    """Each measure of one part of each run, and the test accuracy; of the workers the mean."""
+    """Each measure of one part of each run, and its headline; of the workers the mean."""
     found: dict[str, list[float]] = {}
     for told in runs:
         chosen = [point for name, point in told["points"].items() if name.split()[0] == part]
@@ -81,8 +82,9 @@ def _of_runs(runs: Sequence[Told], part: str) -> dict[str, list[float]]:
             values = [_number(point[measure]["value"]) for point in chosen if measure in point]
             found.setdefault(measure, []).append(float(np.mean(values)))
         if part == "mean" and chosen and told["summary"]:
-            accuracy = _number(told["summary"]["test_accuracy"])
-            found.setdefault("test accuracy", []).append(accuracy)
+            headline = Headline(**told["headline"])
+            value = _number(told["summary"][headline.test])
+            found.setdefault(headline.title, []).append(value)
     return found
 
 

@@ -20,6 +20,7 @@ from experiments import cli, configs, flags
 
 if TYPE_CHECKING:
     from experiments.config import Config
+    from jaxdist.tasks import Headline
 
 PROG = "python -m experiments.sweep"
 
@@ -137,7 +138,7 @@ def _checked(
     from jaxdist.training.advance import make_advance
     from jaxdist.training.journal import traffic_of
 
-    todo = {}
+    todo, headline = {}, None
     for name, (arguments, given) in jobs.items():
         for seed in seeds:
             try:
@@ -148,6 +149,13 @@ def _checked(
                 ignored.check(config, run, given)
                 make_advance(run, traffic_of(run))
                 record.check_free(_folder(workdir, name, seed), run)
+                first = headline or run.task.headline
+                if (headline := run.task.headline) != first:
+                    raise ValueError(
+                        f"it is judged by {headline.title}, those before it by {first.title}: give "
+                        f"configurations of one task"
+                    )
+                _check_target(arguments.target, run.task.headline)
             except ValueError as error:
                 raise ValueError(f"{name}, seed {seed}: {error}; nothing was trained") from error
             todo[name, seed] = config
@@ -183,17 +191,19 @@ def _arguments(default: "Config") -> type:
         bytes_budget: float | None = None
         """Give each rule the shortest period with which a worker sends at most so many bytes."""
         target: float | None = None
-        """A test accuracy: the table says when each run first reached it."""
+        """Of what the task is judged by, as a test accuracy: the table says when each run first
+        reached it."""
         progress: bool = True
         """Show a progress bar for each run."""
         traceback: bool = False
         """Show where an error comes from."""
 
-        def __post_init__(self):
-            if self.target is not None and not 0 < self.target <= 1:
-                raise ValueError(f"target={self.target}: allowed is an accuracy in (0, 1]")
-
     return Arguments
+
+
+def _check_target(target: float | None, headline: "Headline") -> None:
+    if target is not None and headline.percent and not 0 < target <= 1:
+        raise ValueError(f"target={target}: allowed is a {headline.name} in (0, 1]")
 
 
 def within(config: "Config", budget: float) -> "Config":
@@ -216,7 +226,7 @@ def within(config: "Config", budget: float) -> "Config":
     run, rule = build(config), config.rule
     if "period" not in rule.options():
         raise ValueError(f"bytes_budget={budget:g}: the rule {run.rule!r} has no period to choose")
-    params, _ = jax.eval_shape(run.model.init, jax.random.key(0))
+    params, _ = jax.eval_shape(run.task.init, jax.random.key(0))
     drop = config.drop(run.sampler.steps_per_epoch, total_steps=run.steps, axis=run.workers.axis)
     optimizer = optax.chain(config.optimizer(0.0), drop)
 

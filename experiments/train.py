@@ -15,6 +15,7 @@ from experiments import cli, flags
 
 if TYPE_CHECKING:
     from experiments.config import Config
+    from jaxdist.tasks import Headline
 
 PROG = "python -m experiments.train"
 
@@ -79,18 +80,18 @@ def _train(argv: Sequence[str], given: argparse.Namespace, default: "Config") ->
     if multihost.is_main():
         if finished:
             print("this run was finished before: nothing was trained, traced or written now")
-        report(summary, given.workdir)
+        report(summary, given.workdir, run.task.headline)
 
 
-def report(summary: Mapping[str, Any], workdir: Path) -> None:
+def report(summary: Mapping[str, Any], workdir: Path, headline: "Headline") -> None:
     """Prints how a run ended, and where its files are."""
     from rich.console import Console
     from rich.text import Text
 
     summary = {name: math.nan if value is None else value for name, value in summary.items()}
-    workers = summary["worker_accuracies"]
+    workers = [math.nan if value is None else value for value in summary[headline.workers]]
     rows = {
-        "test accuracy": f"{summary['test_accuracy']:.4f}  at the mean of the workers",
+        headline.title: f"{summary[headline.test]:.4f}  at the mean of the workers",
         "": f"{min(workers):.4f} to {max(workers):.4f}  of each worker alone",
         "test loss": f"{summary['test_loss']:.4f}",
         "consensus distance": f"{summary['consensus_distance']:.4g}",

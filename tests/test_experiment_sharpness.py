@@ -11,7 +11,6 @@ from tiny_runs import norm_net, tiny_run
 
 from experiments import sharpness, train
 from jaxdist import stacked
-from jaxdist.data import normalize
 from jaxdist.losses import cross_entropy
 from jaxdist.sharpness import MEASURES as ALL
 from jaxdist.sharpness import loss_slice
@@ -43,9 +42,8 @@ def measured(trained):
 def measured_loss(run):
     """The loss of the examples that the command takes, as a function of the parameters."""
     order = np.random.default_rng(0).permutation(len(run.dataset.train))[:96]
-    x, y = run.dataset.train[order]
-    x = normalize(x, run.dataset.mean, run.dataset.std)
-    return lambda params: cross_entropy(run.model.apply(params, {}, x, False)[0], y)
+    batch = run.dataset.train[order]
+    return lambda params: cross_entropy(run.task.predict(params, {}, batch), batch[1])
 
 
 def test_run_is_measured_at_its_mean_its_center_and_its_workers(measured):
@@ -114,10 +112,11 @@ def test_sweep_is_compared(trained, measured):
 
 def test_reestimated_statistics_are_those_of_the_measured_examples():
     run = tiny_run(num=2, devices=2, model=norm_net(), batch_norm="reestimate")
-    x = np.random.default_rng(0).normal(size=(3, 16, 8, 8, 1)).astype(np.float32)
-    params, statistics = sharpness.points(run, create(run), ["mean"], x)["mean"]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 8, 1), np.uint8)
+    stack = pixels, np.zeros((3, 16), np.int32)
+    params, statistics = sharpness.points(run, create(run), ["mean"], stack)["mean"]
     assert params["kernel"].shape == (64, 10)
-    flat = x.reshape(-1, 64)
+    flat = ((pixels / 255 - run.dataset.mean) / run.dataset.std).reshape(-1, 64)
     np.testing.assert_allclose(statistics["norm"]["mean"], flat.mean(0), atol=1e-6)
     np.testing.assert_allclose(statistics["norm"]["var"], flat.var(0), rtol=1e-5)
 

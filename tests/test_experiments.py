@@ -62,7 +62,7 @@ def lighter(config: Config) -> Config:
 
 
 def traffic(run):
-    params, _ = jax.eval_shape(run.model.init, jax.random.key(0))
+    params, _ = jax.eval_shape(run.task.init, jax.random.key(0))
     return Traffic.of(run.tx, params, run.workers.num)
 
 

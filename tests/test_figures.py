@@ -12,6 +12,7 @@ from test_report import lines_of, make
 
 from experiments import comparison, panels, report, seeds
 from jaxdist import pictures
+from jaxdist.tasks import ACCURACY
 from jaxdist.training import plots
 
 
@@ -142,8 +143,9 @@ def test_bands_are_of_the_steps_that_all_seeds_tell():
 def test_a_legend_of_many_runs_covers_no_curve(sweep, monkeypatch, width, num):
     found = drawn(monkeypatch)
     labels = [f"one_of_the_longer_names_of_configurations_{i}" for i in range(num)]
+    loss = panels.panels_of(ACCURACY)["loss"]
     panels._figure(
-        {label: [lines_of()] for label in labels}, ["loss"], sweep / "loss.png", {}, width, 1
+        {label: [lines_of()] for label in labels}, [loss], sweep / "loss.png", {}, width, 1
     )
     figure = found["loss"]
     box, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_tightbbox()

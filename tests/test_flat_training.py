@@ -69,10 +69,12 @@ def test_from_the_command_line():
     assert noisy.dataset.test is not None
     for a, b in zip(noisy.shards, clean.shards, strict=True):
         np.testing.assert_array_equal(a, b)
-    logits, y = np.array([[2.0, 0.0, -1.0]], np.float32), np.array([0])
-    wanted = np.log(np.exp(logits).sum()) - 2.0
-    np.testing.assert_allclose(noisy.test_loss(logits, y), wanted, rtol=1e-6)
-    assert noisy.loss(logits, y) > noisy.test_loss(logits, y)
+    batch, key = noisy.dataset.train[np.arange(4)], jax.random.key(0)
+    params, model_state = noisy.task.init(key)
+    logits = np.asarray(noisy.task.predict(params, model_state, batch), np.float64)
+    wanted = (np.log(np.exp(logits).sum(1)) - logits[np.arange(4), batch[1]]).mean()
+    np.testing.assert_allclose(noisy.task.criterion(logits, batch), wanted, rtol=1e-5)
+    assert noisy.task.loss(params, model_state, batch, key)[0] > wanted
     state, _ = advanced(dataclasses.replace(noisy, steps=2))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 

@@ -166,10 +166,9 @@ def test_oracles_are_of_each_part():
     one = lambda tree: jax.tree.map(lambda a: a[1], tree)
 
     def loss(params, batch, key):
-        return made.loss(made.model.apply(params, {}, batch[0], True)[0], batch[1])
+        return made.task.loss(params, {}, batch, key)[0]
 
     x, y = made.dataset.train[made.sampler.indices(1, 0)]
-    x = normalize(x, made.dataset.mean, made.dataset.std)
     oracle = jax.jit(sam_value_and_grad(loss, rho=0.5))
     parts = [oracle(one(before), (x[i::2], y[i::2]), key=None)[1] for i in range(2)]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)

@@ -85,7 +85,7 @@ def test_those_that_have_arrived_are_merged():
     rule = {"period": 4, "quorum": 7, "arrived": None}
     run = build(config("digits_decoupled", rule=rule, asynchronous=True))
     assert (run.grants[:, :7] > 2 * run.grants[:, 7:]).all()
-    params, _ = run.model.init(jax.random.key(0))
+    params, _ = run.task.init(jax.random.key(0))
 
     def merged(step):
         state = run.tx.init(params)

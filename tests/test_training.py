@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import few_digits, norm_net, saved, tiny_run
+from tiny_runs import few_digits, mlp, norm_net, saved, tiny_run
 
 from jaxdist import stacked, traffic
 from jaxdist.data import ArraySource, Loader, make_augment, normalize
@@ -54,11 +54,12 @@ def test_step_is_the_plain_algorithm():
     params = [jax.tree.map(lambda x, i=i: x[i], workers) for i in range(8)]
     sgd = optax.sgd(0.1, momentum=0.9)
     local = [sgd.init(p) for p in params]
+    model = mlp(run.dataset)
 
     @jax.jit
     def objective(params, x, y):
         x = normalize(x, run.dataset.mean, run.dataset.std)
-        logits = run.model.apply(params, {}, x, True)[0]
+        logits = model.apply(params, {}, x, True)[0]
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
 
     for t in range(4):

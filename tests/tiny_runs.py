@@ -7,7 +7,9 @@ import optax
 
 from jaxdist import Workers, rules
 from jaxdist.data import ArraySource, Dataset, digits, shards
+from jaxdist.losses import cross_entropy
 from jaxdist.models import MODELS, Model
+from jaxdist.tasks import classification
 from jaxdist.training import Run
 from jaxdist.training.checkpoint import Checkpoints
 
@@ -42,8 +44,23 @@ def norm_net(momentum=0.9):
     return Model(init, apply, lambda params, state, x: {"norm": batch(x.reshape(len(x), -1))})
 
 
+def mlp(dataset):
+    """The model of a `tiny_run` that is given none."""
+    return MODELS["mlp"](dataset.input_shape, 10, widths=(16,))
+
+
 def tiny_run(
-    *, num=8, devices=8, inner=None, rule="mgrawa", hyper=None, model=None, dataset=None, **options
+    *,
+    num=8,
+    devices=8,
+    inner=None,
+    rule="mgrawa",
+    hyper=None,
+    model=None,
+    dataset=None,
+    loss=cross_entropy,
+    augment=None,
+    **options,
 ):
     """A run of 10 steps with every kind of state: momentum, running norms and a centre."""
     workers = Workers.create(num, devices=jax.devices()[:devices], inner=inner)
@@ -61,7 +78,7 @@ def tiny_run(
     }
     return Run(
         workers=workers,
-        model=model or MODELS["mlp"](dataset.input_shape, 10, widths=(16,)),
+        task=classification(model or mlp(dataset), dataset, loss=loss, augment=augment),
         dataset=dataset,
         tx=rules.compose(optax.sgd(0.1, momentum=0.9), rule, workers.axis, **hyper),
         rule=rule,

@@ -36,6 +36,7 @@ from jaxdist import Workers, clock, collectives, rules
 from jaxdist.collectives import Axis
 from jaxdist.data import Loader, digits, shards
 from jaxdist.models import MODELS, Model
+from jaxdist.tasks import classification
 from jaxdist.traffic import Collective, Traffic
 from jaxdist.training import Run, multihost
 from jaxdist.training.state import create
@@ -241,7 +242,7 @@ def make_run(rule: str, workers: Workers, hyper: dict[str, Any] | None = None) -
     dataset = digits(size=28)
     return Run(
         workers=workers,
-        model=model(),
+        task=classification(model(), dataset),
         dataset=dataset,
         tx=transformation(rule, workers.axis, hyper or {}),
         rule=rule,

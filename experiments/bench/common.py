@@ -15,6 +15,7 @@ import optax
 from jaxdist import Workers, rules
 from jaxdist.data import Loader, digits, shards
 from jaxdist.models import MODELS
+from jaxdist.tasks import classification
 from jaxdist.training import Run
 from jaxdist.training.state import create
 from jaxdist.training.step import make_step
@@ -69,7 +70,7 @@ def cnn_run(rule: str, workers: Workers | None = None, local: str = "vmap", **hy
         tx = rules.compose(optimizer, rule, workers.axis, **hyper)
     return Run(
         workers=workers,
-        model=MODELS["cnn"](dataset.input_shape, dataset.num_classes),
+        task=classification(MODELS["cnn"](dataset.input_shape, dataset.num_classes), dataset),
         dataset=dataset,
         tx=optax.with_extra_args_support(tx),
         rule=rule,

@@ -27,6 +27,7 @@ from jaxdist import Workers
 from jaxdist.data import digits, shards
 from jaxdist.flatness import Oracle, asam_value_and_grad, lpf_value_and_grad, sam_value_and_grad
 from jaxdist.models import MODELS
+from jaxdist.tasks import classification
 from jaxdist.training import Run
 
 BATCH, SAMPLES = 128, 8
@@ -120,7 +121,7 @@ def make_run(model: str, gradient: Callable[..., Oracle] | None) -> Run:
     options: dict[str, Any] = {"momentum": 0.9, "nesterov": True}
     return Run(
         workers=Workers.create(1, devices=jax.devices()[:1]),
-        model=MODELS[model](dataset.input_shape, dataset.num_classes),
+        task=classification(MODELS[model](dataset.input_shape, dataset.num_classes), dataset),
         dataset=dataset,
         tx=optax.with_extra_args_support(optax.sgd(0.01, **options)),
         rule="none",

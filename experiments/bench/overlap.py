@@ -39,6 +39,7 @@ from experiments.launch.children import ending
 from jaxdist import Workers, collectives, rules
 from jaxdist.data import digits, shards
 from jaxdist.models import MODELS
+from jaxdist.tasks import classification
 from jaxdist.training import Run, multihost
 
 PERIOD = 32
@@ -214,7 +215,9 @@ def make_run(
     return Run(
         workers=workers,
         beside=beside,
-        model=MODELS["mlp"](dataset.input_shape, dataset.num_classes, widths=WIDTHS),
+        task=classification(
+            MODELS["mlp"](dataset.input_shape, dataset.num_classes, widths=WIDTHS), dataset
+        ),
         dataset=dataset,
         tx=optax.with_extra_args_support(tx),
         rule=rule,

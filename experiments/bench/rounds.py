@@ -27,6 +27,7 @@ from experiments.bench import common
 from jaxdist import Workers, rules
 from jaxdist.data import digits, shards
 from jaxdist.models import MODELS
+from jaxdist.tasks import classification
 from jaxdist.training import Run
 from jaxdist.training.advance import make_advance
 from jaxdist.training.journal import traffic_of
@@ -122,9 +123,10 @@ def make_run(workers: Workers, *, model: str, size: int, batch_size: int, **opti
     """A run of local SGD on digits that never stops."""
     dataset = digits(size=size)
     optimizer = optax.sgd(0.05, momentum=0.9, nesterov=True)
+    network = MODELS[model](dataset.input_shape, dataset.num_classes, **options)
     return Run(
         workers=workers,
-        model=MODELS[model](dataset.input_shape, dataset.num_classes, **options),
+        task=classification(network, dataset),
         dataset=dataset,
         tx=rules.compose(optimizer, "local_sgd", workers.axis, period=PERIOD),
         rule="local_sgd",

@@ -1,5 +1,7 @@
 """The loader: a step's batch of every worker, as global arrays on the mesh."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -8,9 +10,9 @@ from jaxdist.data.sources import Source
 
 
 class Loader:
-    """Batches of all workers: `loader(step) -> (x [W, B, ...], y [W, B, ...])`.
+    """Batches of all workers: `loader(step)` is a tree of arrays `[W, B, ...]`, as (x, y).
 
-    x[w, b], y[w, b] = source[sampler.indices(w, step)[b]]
+    batch[w, b] = source[sampler.indices(w, step)[b]], leaf by leaf
 
     A pure function of the step: steps may be asked for in any order, on any number of processes.
     Each process reads only the examples that its own devices hold, each of them once.
@@ -45,20 +47,19 @@ class Loader:
             raise ValueError(
                 f"sharding={sharding}: allowed are those that divide [W, B] = {list(self._rows)}"
             ) from error
-        example = source[np.zeros(1, np.int64)]
-        self._shapes = [(*self._rows, *part.shape[1:]) for part in example]
-        self._types = [jax.dtypes.canonicalize_dtype(part.dtype) for part in example]
+        leaves, self._tree = jax.tree.flatten(source[np.zeros(1, np.int64)])
+        self._shapes = [(*self._rows, *part.shape[1:]) for part in leaves]
+        self._types = [jax.dtypes.canonicalize_dtype(part.dtype) for part in leaves]
 
     @property
-    def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def shapes(self) -> Any:
         """What every batch looks like, without reading one."""
-        x, y = (
+        return self._tree.unflatten(
             jax.ShapeDtypeStruct(shape, kind, sharding=self.sharding)
             for shape, kind in zip(self._shapes, self._types, strict=True)
         )
-        return x, y
 
-    def __call__(self, step: int | np.ndarray) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, step: int | np.ndarray) -> Any:
         """The batch of each worker at a step (an integer from 0), or each at its own: `[W]`."""
         read, steps = {}, np.broadcast_to(step, self._rows[:1]).tolist()
 
@@ -69,14 +70,13 @@ class Loader:
                 chosen = [
                     self.sampler.indices(w, steps[w])[batch.start : batch.stop] for w in workers
                 ]
-                read[rows] = self.source[np.concatenate(chosen)]
+                read[rows] = self._tree.flatten_up_to(self.source[np.concatenate(chosen)])
             block = read[rows][which]
             return block.reshape(*map(len, rows), *block.shape[1:])
 
-        x, y = (
+        return self._tree.unflatten(
             jax.make_array_from_callback(
                 shape, self.sharding, lambda i, which=which: part(which, i)
             )
             for which, shape in enumerate(self._shapes)
         )
-        return x, y

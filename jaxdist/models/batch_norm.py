@@ -1,14 +1,14 @@
 """Re-estimation of BatchNorm's running statistics, for parameters they were not collected with."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from jaxdist.models.functional import Model, Params, State
+from jaxdist.models.functional import Params, State
 
 
-def reestimate(
-    model: Model, params: Params, state: State, x: jax.Array, count: jax.Array | int
-) -> State:
+def reestimate(model: Any, params: Params, state: State, x: Any, count: jax.Array | int) -> State:
     """Adds one batch to statistics pooled over `count` equally large batches.
 
     With batch mean m, batch variance v and w = 1 / (count + 1), for each BatchNorm:
@@ -22,10 +22,10 @@ def reestimate(
     compiled, and `count` traced.
 
     Args:
-        model: a model with `statistics`.
+        model: a `Model`, or a `Task`, with `statistics`.
         params: its parameters.
         state: its state after `count` batches; count = 0 forgets its statistics, NaN or not.
-        x: a batch of inputs [B, ...], not augmented.
+        x: a batch of inputs [B, ...], not augmented; of a task a whole batch.
         count: number of batches seen before, a shared scalar.
 
     Returns:

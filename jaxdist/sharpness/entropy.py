@@ -169,7 +169,7 @@ def local_entropy_gradient(
 
 def _shannon_entropy(at: Whole, key):
     def one(batch):
-        logits = at.loss.predict(at.params, batch[0], *at.loss.extra)
+        logits = at.loss.predict(at.params, at.loss.parts(batch)[0], *at.loss.extra)
         wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return jax.scipy.special.entr(jax.nn.softmax(wide)).sum(-1).mean()
 

@@ -12,6 +12,7 @@ import optax
 from jaxdist.checks import check_integer
 from jaxdist.losses import cross_entropy
 from jaxdist.models import Model
+from jaxdist.tasks import Task
 
 Params = optax.Params
 Batch = Any
@@ -26,7 +27,9 @@ class Measured(NamedTuple):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["extra"], meta_fields=["predict", "loss"]
+    jax.tree_util.register_dataclass,
+    data_fields=["extra"],
+    meta_fields=["predict", "loss", "whole"],
 )
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -42,6 +45,8 @@ class Problem:
         loss: `loss(logits, y) -> scalar`, a mean over the examples.
         extra: arrays that `predict` takes besides, such as BatchNorm statistics. Other values of
             them need no second compilation, and `jax.vmap` may map over them.
+        whole: whether `predict` and `loss` take the whole batch, whatever it is, in place of x and
+            y.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,11 +59,16 @@ class Problem:
     predict: Callable[..., jax.Array]
     loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy
     extra: tuple[Any, ...] = ()
+    whole: bool = False
 
     def __call__(self, params: Params, batch: Batch) -> jax.Array:
         """The loss of one batch (x [B, ...], y [B, ...])."""
-        x, y = batch
+        x, y = self.parts(batch)
         return self.loss(self.predict(params, x, *self.extra), y)
+
+    def parts(self, batch: Batch) -> tuple[Any, Any]:
+        """What `predict` and what `loss` take of a batch."""
+        return (batch, batch) if self.whole else batch
 
     @classmethod
     def of(
@@ -78,6 +88,17 @@ class Problem:
             (2, 10)
         """
         return cls(_predictor(model), loss, (state,))
+
+    @classmethod
+    def of_task(cls, task: Task, state: Any) -> "Problem":
+        """The problem of a `jaxdist.tasks.Task` with its model's state, in evaluation mode.
+
+        Raises:
+            ValueError: if the task has no `predict` and `criterion`.
+        """
+        if task.predict is None or task.criterion is None:
+            raise ValueError("task has no predict and criterion, which measures of sharpness need")
+        return cls(_task_predictor(task.predict), task.criterion, (state,), whole=True)
 
 
 def batches(examples: Batch, size: int, *, sharding: jax.sharding.Sharding | None = None) -> Data:
@@ -125,6 +146,11 @@ def batches(examples: Batch, size: int, *, sharding: jax.sharding.Sharding | Non
     parts = (slice(0, whole), slice(whole, length))
     taken = [part for part in parts if part.stop > part.start]
     return [jax.tree.map(lambda a, part=part: stack(a[part]), examples) for part in taken]
+
+
+@functools.cache
+def _task_predictor(predict: Callable) -> Callable[..., jax.Array]:
+    return lambda params, batch, state: predict(params, state, batch)
 
 
 @functools.cache

@@ -185,7 +185,7 @@ def _rescaled(loss: Callable, scales: Params) -> Callable:
 
 
 def _ggn(problem: Problem, params: Params, batch: Batch, v: Params) -> Params:
-    x, y = batch
+    x, y = problem.parts(batch)
     predict = lambda params: problem.predict(params, x, *problem.extra)
     logits, tangent = jax.jvp(predict, (params,), (v,))
     of_logits = jax.grad(lambda logits: problem.loss(logits, y))

@@ -1,5 +1,6 @@
 """Evaluation on the test set: of the mean of the workers, of each worker, and of the centre."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist import collectives, models, rules, stacked
-from jaxdist.data import Loader, normalize
+from jaxdist.data import Loader
 from jaxdist.training.run import Run
-from jaxdist.training.state import TrainState
+from jaxdist.training.state import TrainState, initial_model
+from jaxdist.trees import wide
 from jaxdist.workers import unroll
 
 CHUNK = 256
@@ -47,11 +49,12 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         run: the run.
 
     Returns:
-        A function of the state that gives "test_accuracy" and "test_loss" of the mean,
-        "worker_accuracies" (a list of W), "consensus_distance" and, with a centre,
-        "center_accuracy".
+        A function of the state that gives "test_<name>" of the mean for each number that the task
+        reports, "consensus_distance", and of its headline what each worker has (a list of W, as
+        "worker_accuracies") and, with a centre, what that has ("center_accuracy").
     """
-    workers, num = run.workers, run.workers.num
+    workers, num, task = run.workers, run.workers.num, run.task
+    zeros = jax.tree.map(lambda x: jnp.zeros((num, *x.shape), x.dtype), _sums(run))
 
     def prepare(params, model_state, opt_state):
         whole = candidates(params, opt_state)
@@ -61,25 +64,19 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
             finite = lambda own, other: jnp.where(jnp.isfinite(own), own, other)
             statistics = jax.tree.map(finite, model_state, average)
         shared = whole, stacked.consensus_distance(params)
-        totals = dict.fromkeys(["own", *whole], jnp.zeros((num, 2)))
+        totals = dict.fromkeys(["own", *whole], zeros)
         return shared, (dict.fromkeys(whole, statistics), totals)
 
     def refresh(shared, statistics, batch):
         """Takes one more training batch into the candidates' BatchNorm statistics."""
         whole, count = shared
-        x = normalize(batch[0], run.dataset.mean, run.dataset.std)
         return (), {
-            name: models.reestimate(run.model, params, statistics[name], x, count)
+            name: models.reestimate(task, params, statistics[name], batch, count)
             for name, params in whole.items()
         }
 
-    def forward(params, model_state, x, y, real):
-        """The number of right answers and the sum of losses over the examples that are real."""
-        x = normalize(x, run.dataset.mean, run.dataset.std)
-        logits, _ = run.model.apply(params, model_state, x, False)
-        right = (logits.argmax(-1) == y).reshape(len(y), -1).mean(1)
-        losses = jax.vmap(run.test_loss or run.loss)(logits, y)
-        return jnp.stack([jnp.where(real, each, 0).sum() for each in (right, losses)])
+    def forward(params, model_state, batch, real):
+        return _summed(task.measure(params, model_state, batch), real)
 
     if run.local == "unroll":
         forward = unroll(forward)
@@ -87,8 +84,9 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
     def score(shared, own, statistics, totals):
         whole, chunk = shared
         me = collectives.index(workers.axis)
-        part = [a.reshape(num, -1, *a.shape[1:])[me] for a in chunk]
-        scores = {"own": forward(*own, *chunk)}
+        part = jax.tree.map(lambda a: a.reshape(num, -1, *a.shape[1:])[me], chunk)
+        batch, real = chunk
+        scores = {"own": forward(*own, batch, real)}
         for name, params in whole.items():
             scores[name] = forward(params, statistics[name], *part)
         return (), jax.tree.map(jnp.add, totals, scores)
@@ -112,31 +110,51 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         for chunk in _chunks(run):
             _, totals = score((whole, chunk), own, statistics, totals)
             jax.block_until_ready(totals)  # see "CPU devices" in the README
-        number = len(run.dataset.test)
-        each = jax.tree.map(lambda a: np.asarray(a, np.float64) / number, gather(totals))
-        accuracy, loss = each["mean"].sum(0)
-        found = {
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-            "worker_accuracies": each["own"][:, 0],
-            "consensus_distance": np.asarray(distance),
-        }
+        count = len(run.dataset.test)
+        means = jax.tree.map(lambda a: np.asarray(a, np.float64) / count, gather(totals))
+        headline = task.headline
+        of = lambda means: task.report(means, count)[headline.name]
+        added = lambda a: functools.reduce(np.add, a)
+        whole_means = {name: jax.tree.map(added, means[name]) for name in whole}
+        reported = task.report(whole_means["mean"], count)
+        found = {f"test_{name}": float(value) for name, value in reported.items()}
+        each = [jax.tree.map(lambda a, i=i: a[i], means["own"]) for i in range(num)]
+        found[headline.workers] = [float(of(own)) for own in each]
+        found["consensus_distance"] = float(np.asarray(distance))
         if "center" in whole:
-            found["center_accuracy"] = each["center"][:, 0].sum()
-        return {name: value.tolist() for name, value in found.items()}
+            found[headline.center] = float(of(whole_means["center"]))
+        return found
 
     return evaluate
 
 
-def _chunks(run: Run) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The test set in chunks (x, y, real) of one size that W divides; the last one is padded."""
+def _sums(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what is summed over the test set."""
+    batch = run.dataset.test[np.zeros(1, np.int64)]
+    params, state = jax.eval_shape(lambda: initial_model(run))
+    of = lambda *args: _summed(run.task.measure(*args), np.ones(1, bool))
+    return jax.eval_shape(of, params, state, batch)
+
+
+def _summed(measured: dict[str, jax.Array], real: jax.Array) -> dict[str, jax.Array]:
+    """The sums over the examples that are real: of integers in int32, else in float32 or wider."""
+
+    def one(x):
+        x = x.astype(jnp.promote_types(x.dtype, jnp.int32)) if x.dtype.kind in "biu" else wide(x)
+        return jnp.where(real.reshape(-1, *[1] * (x.ndim - 1)), x, 0).sum(0, dtype=x.dtype)
+
+    return jax.tree.map(one, measured)
+
+
+def _chunks(run: Run) -> Iterator[tuple[Any, np.ndarray]]:
+    """The test set in chunks (batch, real) of one size that W divides; the last one is padded."""
     source, num = run.dataset.test, run.workers.num
     most = max(CHUNK, run.batch_size // run.microbatches)
     size = num * -(-min(len(source), most) // num)
     for start in range(0, len(source), size):
         index = np.arange(start, start + size)
         real = index < len(source)
-        yield *source[np.where(real, index, 0)], real
+        yield source[np.where(real, index, 0)], real
 
 
 def _pool(statistics: Any) -> Any:

@@ -41,7 +41,7 @@ class Feed:
             self._load_probe = Loader(run.dataset.train, run.probe_sampler, run.batch_sharding)
 
     @property
-    def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def shapes(self) -> Batch:
         """What a batch looks like; nothing is read."""
         return self._load.shapes
 

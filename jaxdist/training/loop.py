@@ -36,9 +36,9 @@ def train(
         profile: whether to trace some steps, into `profile/` in the workdir.
 
     Returns:
-        The summary: "rule", "workers", "steps", "test_accuracy", "test_loss",
-        "worker_accuracies", "center_accuracy" (if the rule keeps a centre), "consensus_distance",
-        "bytes_sent_per_worker", "seconds" and, on a virtual clock, "virtual_seconds".
+        The summary: "rule", "workers", "steps", what `make_evaluate` gives at the end (as
+        "test_accuracy" and "consensus_distance"), "bytes_sent_per_worker", "seconds" and, on a
+        virtual clock, "virtual_seconds".
 
     Raises:
         ValueError: if the workdir cannot be written, is in use by another run, holds what a run of
@@ -94,7 +94,7 @@ def train(
             **journal.virtual(run.steps),
         }
     if main:
-        plots.draw(workdir / record.METRICS, workdir / record.PLOTS)
+        plots.draw(workdir / record.METRICS, workdir / record.PLOTS, run.task.headline)
         write_json(workdir / record.SUMMARY, summary)
     multihost.barrier("the run is finished")
     return summary

@@ -1,5 +1,6 @@
 """The plots of a run, drawn from its metrics file alone."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxdist import pictures
+from jaxdist.tasks import ACCURACY, Headline
 from jaxdist.training import metrics
 
 Lines = Sequence[dict[str, Any]]
@@ -25,12 +27,13 @@ DISTANCES = {
 """Where the consensus distance is told; of no run at the last where it is at the others."""
 
 
-def draw(metrics_file: Path, folder: Path) -> list[Path]:
-    """Draws loss and accuracy, consensus distance and, if the rule tells, weights and leaders.
+def draw(metrics_file: Path, folder: Path, headline: Headline = ACCURACY) -> list[Path]:
+    """Draws loss and headline, consensus distance and, if the rule tells, weights and leaders.
 
     Args:
         metrics_file: a run's `metrics.jsonl`.
         folder: where the images go; it is made if need be.
+        headline: what its models are compared by.
 
     Returns:
         The images.
@@ -38,7 +41,7 @@ def draw(metrics_file: Path, folder: Path) -> list[Path]:
     lines = metrics.read(metrics_file)
     folder.mkdir(exist_ok=True)
     plots: dict[str, tuple[int, float, Callable[[Any, Lines], None]]] = {
-        "loss_and_accuracy": (2, 2.6, _loss_and_accuracy),
+        f"loss_and_{headline.name}": (2, 2.6, functools.partial(_loss_and_headline, headline)),
         "consensus_distance": (1, 2.6, _consensus_distance),
     }
     if any(_weight_names(line) for line in lines):
@@ -98,20 +101,20 @@ def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def _loss_and_accuracy(axes: Any, lines: Lines) -> None:
-    loss, accuracy = axes
+def _loss_and_headline(headline: Headline, axes: Any, lines: Lines) -> None:
+    loss, score = axes
     mean = any("mean_loss" in line for line in lines)
     name, of = ("mean_loss", "of the steps since the last line") if mean else ("loss", "of a step")
     _band(loss, lines, name, f"training, {of},\nmean and range of the workers")
     loss.plot(*series(lines, "test_loss"), **_TEST, label="test, mean of the workers' models")
-    loss.set_ylabel("loss (nats)")
+    loss.set_ylabel(f"loss ({headline.loss_unit})" if headline.loss_unit else "loss")
     loss.set_yscale(**pictures.scale([x for line in loss.lines for x in line.get_ydata()]))
-    _band(accuracy, lines, "worker_accuracies", "workers alone, mean and range")
-    accuracy.plot(*series(lines, "test_accuracy"), **_TEST, label="mean of the workers' models")
-    if any("center_accuracy" in line for line in lines):
+    _band(score, lines, headline.workers, "workers alone, mean and range")
+    score.plot(*series(lines, headline.test), **_TEST, label="mean of the workers' models")
+    if any(headline.center in line for line in lines):
         style = pictures.style(2) | {"marker": "x"}
-        accuracy.plot(*series(lines, "center_accuracy"), **style, label="the rule's centre")
-    accuracy.set_ylabel("test accuracy")
+        score.plot(*series(lines, headline.center), **style, label="the rule's centre")
+    score.set_ylabel(headline.title)
     for panel in axes:
         panel.legend()
 

@@ -14,6 +14,7 @@ import jax
 
 from jaxdist._version import __version__
 from jaxdist.checks import local_path
+from jaxdist.tasks import ACCURACY, Headline
 from jaxdist.training import multihost
 from jaxdist.training.checkpoint import check_same, steps_in
 from jaxdist.training.lock import SILENCE, Lock
@@ -94,6 +95,7 @@ def describe(run: Run) -> dict[str, Any]:
     mesh = run.workers.mesh
     return {
         "config": run.description,
+        "headline": run.task.headline._asdict(),
         "versions": {"python": platform.python_version(), "jaxdist": __version__} | versions,
         "commit": _commit(),
         "devices": {
@@ -104,6 +106,12 @@ def describe(run: Run) -> dict[str, Any]:
             "processes": jax.process_count(),
         },
     }
+
+
+def headline(workdir: Path) -> Headline:
+    """What the models of a workdir's run are compared by: of runs that do not say, accuracy."""
+    there = (read_json(workdir / CONFIG) or {}).get("headline")
+    return ACCURACY if there is None else Headline(**there)
 
 
 def read_json(path: Path) -> Any:

@@ -12,9 +12,8 @@ import optax
 
 from jaxdist.data import Dataset, Sampler, UniformSampler
 from jaxdist.flatness import Oracle
-from jaxdist.losses import cross_entropy
-from jaxdist.models import Model
 from jaxdist.names import lookup
+from jaxdist.tasks import Task
 from jaxdist.workers import Workers
 
 LOCAL = ("vmap", "unroll")
@@ -27,7 +26,7 @@ class Run:
 
     Attributes:
         workers: the W workers.
-        model: `init` and `apply` of one worker's model.
+        task: what is learned, of one worker.
         dataset: training and test examples.
         tx: the optimizer with its rule, made for `workers.axis`.
         rule: the rule's name, for the summary and the plots.
@@ -42,13 +41,10 @@ class Run:
         seed: decides the initial parameters, the batches and the augmentation.
         probe_period: the rule gets a probe gradient on the steps with
             `(step + 1) % probe_period == 0`; None where it needs none.
-        augment: `augment(x, key) -> x` on a batch of training examples, or None.
         local: how the gradients of several workers on one device are computed, "vmap" or "unroll".
         batch_norm: the statistics that averaged parameters are evaluated with: "local" (each
             worker's own, on its part of the test set), "average" (the workers' mean) or
             "reestimate" (those of training batches under the averaged parameters).
-        loss: `loss(logits, labels)`, a mean over examples.
-        test_loss: the one that evaluations tell; None for `loss`.
         gradient: makes an oracle of a loss, as those of `flatness.ORACLES`; None for the plain
             gradient.
         shared_noise: whether all workers perturb alike where the gradient is taken at perturbed
@@ -78,7 +74,7 @@ class Run:
     """
 
     workers: Workers
-    model: Model
+    task: Task
     dataset: Dataset
     tx: optax.GradientTransformationExtraArgs
     rule: str
@@ -88,11 +84,8 @@ class Run:
     microbatches: int = 1
     seed: int = 0
     probe_period: int | None = None
-    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     local: str = "vmap"
     batch_norm: str = "average"
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy
-    test_loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     gradient: Callable[..., Oracle] | None = None
     shared_noise: bool = False
     eval_every: int = 100
@@ -132,8 +125,8 @@ class Run:
             )
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("tensorboard=True needs tensorboardX: pip install tensorboardX")
-        if self.batch_norm == "reestimate" and self.model.statistics is None:
-            raise ValueError("batch_norm='reestimate' needs a model with `statistics`")
+        if self.batch_norm == "reestimate" and self.task.statistics is None:
+            raise ValueError("batch_norm='reestimate' needs a task with `statistics`")
         self._check_ways()
         Sampler(self.shards, self.batch_size, self.seed)  # checks the batch against the shards
 

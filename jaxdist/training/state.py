@@ -52,7 +52,7 @@ def create(run: Run) -> TrainState:
 def initial_model(run: Run) -> tuple[Any, Any]:
     """The parameters and other variables that every worker starts from."""
     init_key, _ = jax.random.split(jax.random.key(run.seed))
-    return run.model.init(init_key)
+    return run.task.init(init_key)
 
 
 def abstract(run: Run) -> TrainState:

@@ -9,14 +9,13 @@ import optax
 from jax import lax
 
 from jaxdist import collectives, rules
-from jaxdist.data import normalize
 from jaxdist.rules.base import PARTS
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState
 from jaxdist.trees import vary, wide
 from jaxdist.workers import unroll
 
-Batch = tuple[jax.Array, jax.Array]
+Batch = Any
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch, Batch | None], tuple[TrainState, Metrics]]
 
@@ -32,10 +31,10 @@ def make_step(run: Run, only: Sequence[str] = PARTS) -> Step:
         only: the parts of the rule that are done, as in `rules.base.rule`.
 
     Returns:
-        A function of the state, a batch `(x [W, B, ...], y [W, B, ...])` and, on the steps on which
+        A function of the state, a batch of leaves `[W, B, ...]` and, on the steps on which
         `run.probe_period` asks for it, a probe batch of the same shapes, else None. It returns the
-        next state and the metrics of each worker, `[W]`: "loss", "grad_norm" and what the rule
-        tells of itself.
+        next state and the metrics of each worker, `[W]`: "loss", "grad_norm", what the task and
+        what the rule tell of themselves.
     """
     one = worker_step(run, only)
 
@@ -66,78 +65,80 @@ def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[An
         params, model_state, opt_state, taken = own
         of_step = jax.random.fold_in(key, taken)
         rng = jax.random.fold_in(of_step, me)
-        loss, new_state, grads = gradient(params, model_state, *batch, rng, of_step, t)
+        loss, (new_state, told), grads = gradient(params, model_state, batch, rng, of_step, t)
         # With and without a probe are two programs, not the branches of one: inside a conditional
         # XLA's CPU convolutions are many times slower. Without, `grads` is of the right type, and
         # the rule does not look at it.
         extra = {}
         if run.probe_period is not None:
             probed = probe is not None
-            extra["probe_grad"] = probe_gradient(*own[:2], *probe, rng) if probed else grads
+            extra["probe_grad"] = probe_gradient(*own[:2], probe, rng) if probed else grads
         updates, opt_state = run.tx.update(
             grads, opt_state, params, step=t, value=loss, grad=grads, only=only, **extra
         )
         params = optax.apply_updates(params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **rules.metrics(opt_state)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics |= told | rules.metrics(opt_state)
         return (params, new_state, opt_state, taken + 1), metrics
 
     return step
 
 
 def _gradient(run: Run) -> Callable:
-    """`gradient(params, model_state, x, y, rng, noise, step) -> (loss, model_state, gradient)`."""
+    """`gradient(params, model_state, batch, rng, noise, step)`.
 
-    def gradient(params, model_state, x, y, rng, noise, step):
+    It returns the loss, (the new model state, the task's metrics) and the gradient.
+    """
+    task = run.task
+
+    def gradient(params, model_state, batch, rng, noise, step):
         augment_key, model_key = jax.random.split(rng)
-        if run.augment is not None:
-            x = run.augment(x, augment_key)
+        if task.augment is not None:
+            batch = task.augment(batch, augment_key)
 
-        def of_part(model_state, x, y, keys):
+        def of_part(model_state, batch, keys):
             model_key, noise = keys
-            x = normalize(x, run.dataset.mean, run.dataset.std)
 
             def objective(params, batch, key):
-                logits, new_state = run.model.apply(params, model_state, batch[0], True, key)
-                return run.loss(logits, batch[1]), new_state
+                return task.loss(params, model_state, batch, key)
 
             if run.gradient is None:
-                found = jax.value_and_grad(objective, has_aux=True)(params, (x, y), model_key)
+                found = jax.value_and_grad(objective, has_aux=True)(params, batch, model_key)
             else:
                 oracle = run.gradient(objective, has_aux=True)
                 shared = noise if run.shared_noise else None
-                found = oracle(params, (x, y), key=model_key, step=step, noise_key=shared)
-            (loss, new_state), grads = found
-            return loss, new_state, grads
+                found = oracle(params, batch, key=model_key, step=step, noise_key=shared)
+            (loss, (new_state, metrics)), grads = found
+            return (loss, metrics), new_state, grads
 
-        return _accumulate(run.microbatches, of_part, params, model_state, x, y, (model_key, noise))
+        (loss, metrics), new_state, grads = _accumulate(
+            run.microbatches, of_part, params, model_state, batch, (model_key, noise)
+        )
+        return loss, (new_state, metrics), grads
 
     return unroll(gradient) if run.local == "unroll" else gradient
 
 
 def make_probe_gradient(run: Run) -> Callable:
-    """`gradient(params, model_state, x, y, rng)` of the summed loss on a probe batch.
+    """`gradient(params, model_state, batch, rng)` of the summed loss on a probe batch.
 
     Without augmentation; the batch leaves no trace in BatchNorm.
     """
 
-    def gradient(params, model_state, x, y, rng):
-        size = y.size
-
-        def of_part(model_state, x, y, key):
+    def gradient(params, model_state, batch, rng):
+        def of_part(model_state, part, key):
             def objective(params):
-                inputs = normalize(x, run.dataset.mean, run.dataset.std)
-                logits, _ = run.model.apply(params, model_state, inputs, True, key)
-                return size * run.loss(logits, y)
+                return run.batch_size * run.task.loss(params, model_state, part, key)[0]
 
             return (), model_state, jax.grad(objective)(params)
 
-        return _accumulate(run.microbatches, of_part, params, model_state, x, y, rng)[-1]
+        return _accumulate(run.microbatches, of_part, params, model_state, batch, rng)[-1]
 
     return unroll(gradient) if run.local == "unroll" else gradient
 
 
 def _accumulate(
-    num: int, of_part: Callable, params: Any, model_state: Any, x: Any, y: Any, keys: Any
+    num: int, of_part: Callable, params: Any, model_state: Any, batch: Batch, keys: Any
 ) -> tuple[Any, Any, Any]:
     """The mean loss and gradient of `num` equal parts of a batch, one part in memory at a time.
 
@@ -146,27 +147,30 @@ def _accumulate(
 
     Args:
         num: of parts; with one, that is `of_part` of the whole.
-        of_part: `of_part(model_state, x, y, keys) -> (loss, model_state, gradient)`.
+        of_part: `of_part(model_state, batch, keys) -> (scalars, model_state, gradient)`.
         params: which the gradients are like.
         model_state: that the first part starts from, and each other from the one before it.
-        x: inputs `[B, ...]`.
-        y: labels `[B, ...]`.
+        batch: leaves `[B, ...]`.
         keys: of the batch; each part has its own.
+
+    Returns:
+        The means of the scalars and of the gradients, and the model state after the last part
+        between them.
     """
     if num == 1:
-        return of_part(model_state, x, y, keys)
-    like = params, model_state, x, y, keys
-    parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), (x, y))
+        return of_part(model_state, batch, keys)
+    like = params, model_state, batch, keys
+    parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), batch)
 
     def add(carry, part):
         (model_state, total), (i, part) = carry, part
         own = jax.tree.map(lambda key: jax.random.fold_in(key, i), keys)
-        loss, model_state, grads = of_part(model_state, *part, own)
-        return vary((model_state, jax.tree.map(jnp.add, total, wide(grads))), like), loss
+        scalars, model_state, grads = of_part(model_state, part, own)
+        return vary((model_state, jax.tree.map(jnp.add, total, wide(grads))), like), scalars
 
     zeros = wide(jax.tree.map(jnp.zeros_like, params))
     start = vary((model_state, zeros), like)
-    (model_state, total), losses = lax.scan(add, start, (jnp.arange(num), parts))
+    (model_state, total), scalars = lax.scan(add, start, (jnp.arange(num), parts))
     mean = lambda s, like: (s / num).astype(like.dtype)
-    loss = jax.tree.map(lambda each: mean(wide(each).sum(0), each), losses)
-    return loss, model_state, jax.tree.map(mean, total, params)
+    scalars = jax.tree.map(lambda each: mean(wide(each).sum(0), each), scalars)
+    return scalars, model_state, jax.tree.map(mean, total, params)

@@ -1,0 +1,72 @@
+"""What tasks on pairs (x, y) share: a model between normalised inputs and a loss."""
+
+from collections.abc import Callable
+
+import jax
+
+from jaxdist.data import Dataset, normalize
+from jaxdist.models import Model
+from jaxdist.tasks.base import Headline, Task
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def supervised(
+    model: Model,
+    dataset: Dataset,
+    loss: Loss,
+    test_loss: Loss,
+    measure: Callable[[jax.Array, jax.Array], dict[str, jax.Array]],
+    headline: Headline,
+    *,
+    augment: Augment | None = None,
+    **fields: Callable,
+) -> Task:
+    """A task on batches (x `[B, ...]`, y `[B, ...]`): `loss(model(normalize(x)), y)`.
+
+    Args:
+        model: the network.
+        dataset: whose `mean` and `std` normalise the inputs.
+        loss: `loss(outputs, y)`, the mean over the examples, for training.
+        test_loss: the one that evaluations report.
+        measure: `measure(outputs, y) -> {name: [B, ...]}` besides "loss".
+        headline: as of `Task`.
+        augment: `augment(x, key) -> x`, or None.
+        **fields: further fields of `Task`.
+    """
+
+    def inputs(batch):
+        return normalize(batch[0], dataset.mean, dataset.std)
+
+    def of_batch(params, state, batch, key):
+        outputs, state = model.apply(params, state, inputs(batch), True, key)
+        return loss(outputs, batch[1]), (state, {})
+
+    def predict(params, state, batch):
+        return model.apply(params, state, inputs(batch), False)[0]
+
+    def criterion(outputs, batch):
+        return test_loss(outputs, batch[1])
+
+    def measured(params, state, batch):
+        outputs = predict(params, state, batch)
+        return measure(outputs, batch[1]) | {"loss": jax.vmap(test_loss)(outputs, batch[1])}
+
+    def augmented(batch, key):
+        return augment(batch[0], key), *batch[1:]
+
+    def statistics(params, state, batch):
+        return model.statistics(params, state, inputs(batch))
+
+    return Task(
+        init=model.init,
+        loss=of_batch,
+        measure=measured,
+        headline=headline,
+        augment=None if augment is None else augmented,
+        statistics=None if model.statistics is None else statistics,
+        predict=predict,
+        criterion=criterion,
+        **fields,
+    )
