@@ -482,7 +482,7 @@ def test_state_and_parameters_stay_put_in_a_compiled_step():
     ("name", "shape", "classes", "options", "message"),
     [
         ("mlp", (8, 0), 10, {}, r"input_shape is \(8, 0\)"),
-        ("mlp", (8,), 1, {}, "num_classes is 1; it must be an integer of at least 2"),
+        ("mlp", (8,), 0, {}, "num_classes is 0; it must be an integer of at least 1"),
         ("mlp", (8,), 10, {"widths": (4, 0)}, r"widths is \(4, 0\)"),
         ("mlp", (8,), 10, {"dropout": 1.0}, r"dropout is 1\.0; it must be a number in \[0, 1\)"),
         ("lenet5", (28, 28), 10, {}, r"input_shape is \(28, 28\)"),

@@ -199,6 +199,7 @@ def transformer(rule: str, **options) -> Config:
     return Config(
         data=component("data", "digit_sequences"),
         model=component("model", "transformer", width=64, depth=2),
+        task=component("task", "language_model"),
         rule=component("rule", rule, **options),
         optimizer=component("optimizer", "adamw"),
         schedule=component("schedule", "cosine", warmup=0.1),

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdist.data import shards
 from jaxdist.data.augment import make_augment, normalize
-from jaxdist.data.bundled import digit_sequences, digits
+from jaxdist.data.bundled import diabetes, digit_sequences, digits
 from jaxdist.data.files import idx, npz, text
 from jaxdist.data.label_noise import (
     FlippedLabels,
@@ -21,12 +21,20 @@ from jaxdist.data.label_noise import (
 )
 from jaxdist.data.loader import Loader
 from jaxdist.data.sampler import Sampler, UniformSampler
-from jaxdist.data.sources import ArraySource, Dataset, Source, TokenSource, image_dataset
+from jaxdist.data.sources import (
+    ArraySource,
+    Dataset,
+    Source,
+    TokenSource,
+    TreeSource,
+    image_dataset,
+)
 from jaxdist.data.tfds import tfds
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "digit_sequences": digit_sequences,
+    "diabetes": diabetes,
     "idx": idx,
     "npz": npz,
     "tfds": tfds,
@@ -51,7 +59,9 @@ __all__ = [
     "Sampler",
     "Source",
     "TokenSource",
+    "TreeSource",
     "UniformSampler",
+    "diabetes",
     "digit_sequences",
     "digits",
     "flip_labels",

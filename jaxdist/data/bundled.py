@@ -1,4 +1,4 @@
-"""Bundled real data: the handwritten digits that come with scikit-learn. No network, no folder.
+"""Bundled real data: the digits and the table that come with scikit-learn. No network, no folder.
 
 The 1,797 images (8 x 8, 17 grey values) are the test part of the UCI set "Optical recognition of
 handwritten digits". The split is fixed: with the examples in order of class and, within a class, in
@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxdist.data.sources import ArraySource, Dataset, TokenSource, image_dataset
+from jaxdist.data.sources import ArraySource, Dataset, TokenSource, TreeSource, image_dataset
 
 
 def digits(
@@ -65,6 +65,29 @@ def digit_sequences() -> Dataset:
     tokens = values.reshape(len(values), 64).astype(np.uint8)
     train, test = (TokenSource(tokens[part], labels[part]) for part in (~test, test))
     return Dataset(train, test, input_shape=(63,), num_classes=17)
+
+
+def diabetes() -> Dataset:
+    """The bundled table of 442 diabetes patients: 10 numbers each, and how far it came in a year.
+
+    Inputs and targets have mean 0 and deviation 1 over the training part. Every fifth patient in
+    order of the target is a test example: 353 for training, 89 for testing.
+
+    Example:
+        >>> from jaxdist.data import diabetes
+        >>> dataset = diabetes()
+        >>> dataset.input_shape, dataset.num_classes, len(dataset.train), len(dataset.test)
+        ((10,), 1, 353, 89)
+    """
+    from sklearn.datasets import load_diabetes  # takes a second to import
+
+    x, y = load_diabetes(return_X_y=True)
+    test = np.zeros(len(y), bool)
+    test[np.argsort(y, kind="stable")[::5]] = True
+    standard = lambda a: (a - a[~test].mean(0)) / a[~test].std(0)
+    x, y = standard(x), standard(y)
+    train, test = (TreeSource((x[part], y[part])) for part in (~test, test))
+    return Dataset(train, test, input_shape=(10,), num_classes=1)
 
 
 def _load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

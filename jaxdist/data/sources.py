@@ -4,24 +4,26 @@ A source gives examples by index, in numpy, and knows nothing of workers, steps 
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 _CHUNK = 256  # images at a time in one pass over a whole source
 
 
 class Source(Protocol):
-    """Examples by index: `source[indices]` is a batch.
+    """Examples by index: `source[indices]` is a batch, any tree of arrays `[B, ...]`.
 
-    For images x is uint8 `[B, H, W, C]` and y int32 `[B]`; for tokens both are int32 `[B, T]`.
+    The tasks of `jaxdist.tasks` take pairs (x, y). For images x is uint8 `[B, H, W, C]` and y int32
+    `[B]`; for tokens both are int32 `[B, T]`; for tables x is float32 `[B, D]`.
     """
 
     def __len__(self) -> int:
         """Number of examples, N."""
 
-    def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The batch (x, y) of the examples at the integer array `indices`, `[B]`."""
+    def __getitem__(self, indices: np.ndarray) -> Any:
+        """The batch of the examples at the integer array `indices`, `[B]`."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -35,10 +37,10 @@ class Dataset:
     Attributes:
         train: the training examples.
         test: the test examples.
-        input_shape: shape of one x: (H, W, C) for images, (T,) for tokens.
-        num_classes: number of classes, or the size of the vocabulary.
-        mean: mean of the training pixels in [0, 1], per channel; () for tokens.
-        std: their standard deviation, per channel; () for tokens.
+        input_shape: shape of one x: (H, W, C) for images, (T,) for tokens, (D,) for tables.
+        num_classes: number of classes, the size of the vocabulary, or of the numbers to predict.
+        mean: mean of the training pixels in [0, 1], per channel; () where nothing is normalised.
+        std: their standard deviation, per channel; () as well.
 
     Raises:
         ValueError: if images in memory have labels above the classes, or the test examples have
@@ -142,6 +144,53 @@ class TokenSource:
         if self._labels is None:
             raise ValueError("this data set has no labels: allowed are shards that need none (iid)")
         return self._labels.astype(np.int32)
+
+
+class TreeSource:
+    """Any tree of arrays in memory, of which an example is a row of each.
+
+    Args:
+        tree: arrays `[N, ...]`, as (x, y) or {"image": ..., "boxes": ...}; float64 becomes float32.
+        labels: the class of each example, `[N]`, where there is one.
+
+    Raises:
+        ValueError: if there is no array, no example, or the lengths differ.
+
+    Example:
+        >>> source = TreeSource({"x": np.ones((3, 2)), "weight": np.arange(3.0)})
+        >>> batch = source[np.array([2, 0])]
+        >>> batch["x"].shape, batch["weight"].tolist()
+        ((2, 2), [2.0, 0.0])
+    """
+
+    def __init__(self, tree: Any, labels: np.ndarray | None = None):
+        narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
+        self.tree = jax.tree.map(lambda x: narrow(np.asarray(x)), tree)
+        self._labels = labels
+        lengths = {x.shape[:1] for x in jax.tree.leaves(self.tree)}
+        if labels is not None:
+            lengths.add(np.shape(labels)[:1])
+        if len(lengths) != 1 or lengths & {(), (0,)}:
+            raise ValueError(
+                f"tree has leaves of leading axes {sorted(lengths)}: allowed is one N from 1"
+            )
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.tree)[0])
+
+    def __getitem__(self, indices: np.ndarray) -> Any:
+        return jax.tree.map(lambda x: x[indices], self.tree)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each example, `[N]` int32.
+
+        Raises:
+            ValueError: if none were given.
+        """
+        if self._labels is None:
+            raise ValueError("this data set has no labels: allowed are shards that need none (iid)")
+        return np.asarray(self._labels).astype(np.int32)
 
 
 def image_dataset(

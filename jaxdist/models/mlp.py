@@ -40,7 +40,7 @@ def mlp(
 
     Args:
         input_shape: shape of one example, any rank.
-        num_classes: number of classes, at least 2.
+        num_classes: number of outputs, at least 1.
         widths: units of each hidden layer; empty makes it logistic regression.
         dropout: probability of dropping a hidden unit in training, in [0, 1).
 
@@ -48,7 +48,7 @@ def mlp(
         The `Model`: x [B, *input_shape] to logits [B, num_classes].
 
     Raises:
-        ValueError: for a size below 1, fewer than 2 classes, or a rate outside [0, 1).
+        ValueError: for a size below 1, or a rate outside [0, 1).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -58,7 +58,7 @@ def mlp(
         (4, 10)
     """
     checks.integers("input_shape", input_shape)
-    checks.integer("num_classes", num_classes, 2)
+    checks.integer("num_classes", num_classes, 1)
     checks.integers("widths", widths)
     checks.rate("dropout", dropout)
     return functional(

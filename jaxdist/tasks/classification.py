@@ -36,7 +36,7 @@ def classification(
             logits.
 
     Raises:
-        ValueError: if `top` is not in [1, K].
+        ValueError: if `top` is not in [1, K], or there are fewer than 2 classes.
 
     Example:
         >>> import numpy as np
@@ -48,6 +48,7 @@ def classification(
         >>> {name: each.shape for name, each in measured.items()}
         {'accuracy': (5,), 'loss': (5,)}
     """
+    check_integer("num_classes", dataset.num_classes, 2)
     check_integer("top", top, 1)
     if top > dataset.num_classes:
         raise ValueError(f"top={top}: allowed are integers from 1 to {dataset.num_classes} classes")
