@@ -234,45 +234,9 @@ def test_a_regression_from_the_command_line(tmp_path, capsys):
     assert np.isfinite(told["points"]["mean"]["gradient_norm"]["value"])
 
 
-OWN = '''
-import jax.numpy as jnp, numpy as np
-from experiments.components import register
-from jaxdist.data import Dataset, TreeSource
-from jaxdist.tasks import Headline, Task
-
-@register("data")
-def rings(*, noise: float = 0.1):
-    """Points on two rings, and which of them."""
-    rng = np.random.default_rng(0)
-    ring = rng.integers(0, 2, 320)
-    angle, radius = rng.uniform(0, 2 * np.pi, 320), 1.0 + ring + rng.normal(0, noise, 320)
-    at = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-    cut = lambda part: TreeSource({"at": at[part], "outer": ring[part]}, ring[part])
-    return Dataset(cut(slice(0, 256)), cut(slice(256, None)), (2,), 1)
-
-@register("task")
-def which_ring(model, dataset, *, margin: float = 1.0):
-    """A hinge loss, judged by the errors."""
-
-    def hinge(params, state, batch, train, key=None):
-        score, state = model.apply(params, state, batch["at"], train, key)
-        sign = 2.0 * batch["outer"] - 1
-        return jnp.maximum(margin - sign * score[:, 0], 0), sign * score[:, 0] <= 0, state
-
-    def loss(params, state, batch, key):
-        each, wrong, state = hinge(params, state, batch, True, key)
-        return each.mean(), (state, {"train_error": wrong.mean()})
-
-    def measure(params, state, batch):
-        each, wrong, _ = hinge(params, state, batch, False)
-        return {"error": wrong, "loss": each}
-
-    headline = Headline("error", "errors", higher_is_better=False, percent=True)
-    predict = lambda params, state, batch: model.apply(params, state, batch["at"], False)[0]
-    sign = lambda batch: 2.0 * batch["outer"] - 1
-    criterion = lambda out, batch: jnp.maximum(margin - sign(batch) * out[:, 0], 0).mean()
-    return Task(model.init, loss, measure, headline, predict=predict, criterion=criterion)
-'''
+DOCUMENT = Path(__file__).parents[1] / "docs" / "own_task.md"
+OWN = DOCUMENT.read_text().partition("```python\n")[2].partition("```")[0]
+"""The file that the document shows."""
 
 
 @pytest.fixture
@@ -287,7 +251,7 @@ def own(tmp_path, monkeypatch):
 
 
 def test_a_task_of_ones_own_through_all_commands(own, tmp_path):
-    assert OWN.count("\n") <= 46
+    assert OWN.count("\n") <= 40
     short = ["--steps", "40", *SHORT[2:], "--learning_rate", "0.3"]
     folder, imports = str(tmp_path / "sweep"), own[:2]
     command = ["--configs", "digits_local_sgd", "digits_mgrawa", "--workdir", folder]
