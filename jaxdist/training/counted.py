@@ -16,8 +16,8 @@ from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.journal import traffic_of
 from jaxdist.training.multihost import Store
 from jaxdist.training.run import Run
-from jaxdist.training.state import TrainState
-from jaxdist.training.step import make_probe_gradient, worker_step
+from jaxdist.training.state import TrainState, abstract
+from jaxdist.training.step import make_probe_gradient, make_step, worker_step
 from jaxdist.workers import Workers
 
 _RUNS = itertools.count()
@@ -48,14 +48,17 @@ def make_counted(run: Run, traffic: Traffic) -> Advance:
     here = Workers(len(mine), run.workers.mesh.local_mesh)
     step, sync = _make_local_step(run, here), _make_sync(run)
     turns = _Counter(run) if run.grants is None else lambda number: _masks(run.grants[number, mine])
-    told = {name: here.put(np.full(len(mine), np.nan, np.float32)) for name in ("loss", "norm")}
+    told = {
+        name: here.put(np.full((len(mine), *like.shape[1:]), np.nan, like.dtype))
+        for name, like in _of_local_steps(run, feed).items()
+    }
     zero = here.put(np.zeros(len(mine), np.float32))
 
     def advance(state, done):
         nonlocal told
         own, steps = _here(run, state.own), np.zeros(run.workers.num, np.int64)
         steps[mine] = np.asarray(own[-1])
-        told["sum"] = zero
+        told["loss sum"] = zero
         for turn, active in enumerate(turns(done // run.trigger)):
             batch = _here(run, feed.batch(steps))
             active = np.broadcast_to(active, mine.shape)
@@ -65,11 +68,10 @@ def make_counted(run: Run, traffic: Traffic) -> Advance:
             steps[mine] += active
         end = done + run.trigger
         own, metrics = _everywhere(run, (own, told))
-        losses = [metrics.pop("sum")]
+        losses = [metrics.pop("loss sum")]
         probe = feed.probe(end - 1)
         step_done, (own, found) = sync((state.step, state.key), own, metrics["loss"], probe)
-        metrics = {"loss": metrics["loss"], "grad_norm": metrics["norm"], **found}
-        return Progress(end, TrainState(step_done, state.key, *own), metrics, losses)
+        return Progress(end, TrainState(step_done, state.key, *own), metrics | found, losses)
 
     return advance
 
@@ -96,6 +98,14 @@ def _masks(steps: np.ndarray) -> Iterator[np.ndarray]:
         yield turn < steps
 
 
+def _of_local_steps(run: Run, feed: Feed) -> dict[str, jax.ShapeDtypeStruct]:
+    """The metrics of a step, `[W, ...]`, that are not the rule's."""
+    start = abstract(run)
+    _, found = jax.eval_shape(make_step(run), start, feed.shapes, None)
+    of_rule = jax.eval_shape(rules.metrics, start.opt_state)
+    return {name: like for name, like in found.items() if name not in of_rule}
+
+
 def _make_local_step(run: Run, here: Workers) -> Callable:
     """Compiles a local step of the workers of this process that are active."""
     one = worker_step(run, only=("local",))
@@ -103,8 +113,8 @@ def _make_local_step(run: Run, here: Workers) -> Callable:
     def one_worker(shared, own, told, who, batch):
         (step, key), (me, active) = shared, who
         new, metrics = one(step, key, me, own, batch, None)
-        found = {"loss": metrics["loss"], "norm": metrics["grad_norm"]}
-        found["sum"] = told["sum"] + metrics["loss"]
+        found = {name: metrics[name] for name in told if name in metrics}
+        found["loss sum"] = told["loss sum"] + metrics["loss"]
         pick = lambda new, old: jnp.where(active, new, old)
         return (), jax.tree.map(pick, (new, found), (own, told))
 
@@ -123,7 +133,7 @@ def _make_sync(run: Run) -> Callable:
         if probe is not None:
             me = collectives.index(run.workers.axis)
             rng = jax.random.fold_in(jax.random.fold_in(key, end - 1), me)
-            extra["probe_grad"] = probe_gradient(params, model_state, *probe, rng)
+            extra["probe_grad"] = probe_gradient(params, model_state, probe, rng)
         params, opt_state = rules.communicate(
             run.tx, opt_state, params, step=end - 1, value=loss, **extra
         )
