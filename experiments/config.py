@@ -22,6 +22,8 @@ from jaxdist.names import lookup
 from jaxdist.tasks import Task
 from jaxdist.training import Run
 from jaxdist.training.run import check_microbatches
+from jaxdist.training.way import Way
+from jaxdist.training.ways import EveryStep, Overlap, Rounds
 from jaxdist.workers import Workers
 
 
@@ -201,7 +203,7 @@ def paced(config: Config) -> tuple[Run, Timeline | None]:
     steps = math.ceil(clock.budget / clock.step_seconds) * 2
     run, _ = _paced(dataclasses.replace(config, clock=longest, steps=steps), config)
     within = int(np.searchsorted(run.virtual_seconds, clock.budget, side="right"))
-    steps = max(within, 1) * (run.trigger or 1)
+    steps = max(within, 1) * run.way.unit
     return _paced(dataclasses.replace(config, clock=longest, steps=steps), config)
 
 
@@ -251,13 +253,29 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
         revive_every=config.revive_every,
-        round_steps=config.round_steps,
-        beside=next(iter(beside), None),
+        way=_way(config, next(iter(beside), None)),
         tensorboard=config.tensorboard,
         elastic=config.base_workers > 0,
         description=described.plain(),
     )
     return pace(config, run, make)
+
+
+def _way(config: Config, others: Workers | None) -> Way:
+    """How the run advances; asynchronous ones begin as others, and are changed by `pace`."""
+    chosen = {
+        f"round_steps={config.round_steps}": config.round_steps > 1,
+        f"overlap={config.overlap!r}": others is not None,
+        f"asynchronous={config.asynchronous}": config.asynchronous,
+    }
+    # delays up to max_delay are a table of the rule's, and the run's steps are equal
+    tables = config.asynchronous and config.rule.options().get("max_delay") is not None
+    if sum(chosen.values()) - tables > 1:
+        given = " and ".join(name for name, is_set in chosen.items() if is_set)
+        raise ValueError(f"{given} are given; a run advances in one of these ways")
+    if others is not None:
+        return Overlap(others)
+    return Rounds(config.round_steps) if config.round_steps > 1 else EveryStep()
 
 
 def _task(config: Config, dataset: Dataset) -> Task:

@@ -10,7 +10,8 @@ import optax
 from jaxdist import clock
 from jaxdist.clock import Link, Speeds, Timeline
 from jaxdist.training import Run
-from jaxdist.training.journal import traffic_of
+from jaxdist.training.due import traffic_of
+from jaxdist.training.ways import Asynchronous
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -80,7 +81,8 @@ def pace(
     options, link, period = config.rule.options(), config.clock.link, _period(config)
     bounded = config.asynchronous and options.get("max_delay") is not None
     if config.asynchronous and not bounded:
-        run = dataclasses.replace(run, steps=max(run.steps // period, 1) * period, trigger=period)
+        steps = max(run.steps // period, 1) * period
+        run = dataclasses.replace(run, steps=steps, way=Asynchronous(period))
     if not config.clock.step_seconds:
         if bounded:
             raise ValueError("asynchronous: delays up to max_delay come from clock.step_seconds")
@@ -102,11 +104,12 @@ def pace(
             merges = clock.arrivals(speeds, max(syncs), period, len(ends), quorum=quorum, grace=0.0)
             # nobody waits for a late average: it is used at the next launch
             found = {"arrived": merges.arrived} if "quorum" in options else {"delay": period}
-            given = {"tx": make(**options | found), "grants": merges.steps}
+            given = {"tx": make(**options | found), "way": Asynchronous(period, merges.steps)}
             given["virtual_seconds"] = merges.seconds
         else:
-            given = {"grants": clock.grants(speeds, period, len(ends))}
-            timeline = clock.simulate_rounds(given["grants"], speeds, syncs)
+            grants = clock.grants(speeds, period, len(ends))
+            given = {"way": Asynchronous(period, grants)}
+            timeline = clock.simulate_rounds(grants, speeds, syncs)
     if timeline is not None:
         given["virtual_seconds"] = timeline.finish.max(1)
     return dataclasses.replace(run, **given), timeline

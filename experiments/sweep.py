@@ -136,7 +136,7 @@ def _checked(
     from experiments.config import paced
     from jaxdist.training import record
     from jaxdist.training.advance import make_advance
-    from jaxdist.training.journal import traffic_of
+    from jaxdist.training.due import traffic_of
 
     todo, headline = {}, None
     for name, (arguments, given) in jobs.items():

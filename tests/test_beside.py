@@ -13,6 +13,7 @@ from ways import advanced, close, linear_run
 
 from jaxdist import Workers
 from jaxdist.training import train
+from jaxdist.training.ways import EveryStep, Overlap
 
 DELAYS = np.array([[1, 4, 2, 3], [3, 1, 4, 2]])
 CASES = {
@@ -30,8 +31,8 @@ CASES = {
 def make(name, aside=True, num=4, **options):
     """Eleven steps; with `aside` the averages are on the other four devices."""
     rule, hyper = CASES[name]
-    beside = Workers.create(num, devices=jax.devices()[4:]) if aside else None
-    defaults = {"num": num, "steps": 11, "log_every": 5, "beside": beside}
+    way = Overlap(Workers.create(num, devices=jax.devices()[4:])) if aside else EveryStep()
+    defaults = {"num": num, "steps": 11, "log_every": 5, "way": way}
     return linear_run(rule, hyper, **defaults | options)
 
 
@@ -53,7 +54,7 @@ def test_workers_of_two_devices():
     inner = {"fsdp": 2}
     beside = Workers.create(2, devices=jax.devices()[4:], inner=inner)
     sharded = functools.partial(make, "lasgd", aside=False, num=2, inner=inner)
-    equal(advanced(sharded(beside=beside))[0], advanced(sharded(beside=None))[0])
+    equal(advanced(sharded(way=Overlap(beside)))[0], advanced(sharded(way=EveryStep()))[0])
 
 
 def test_the_average_is_computed_there(monkeypatch):
@@ -74,7 +75,7 @@ def test_the_average_is_computed_there(monkeypatch):
     monkeypatch.setattr(Workers, "spmd", recording)
     run = make("lasgd", num=4)
     advanced(run)
-    assert sends == {run.workers: False, run.beside: True}
+    assert sends == {run.workers: False, run.way.workers: True}
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -112,23 +113,23 @@ def test_the_lines_of_metrics_are_the_same(name, tmp_path):
 )
 def test_rules_that_use_their_averages_at_once_are_refused(rule, hyper, tmp_path):
     beside = Workers.create(4, devices=jax.devices()[4:])
-    with pytest.raises(ValueError, match=f"^beside: the rule '{rule}' uses its averages at once"):
-        train(linear_run(rule, hyper, beside=beside), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=f"^Overlap: the rule '{rule}' uses its averages at once"):
+        train(linear_run(rule, hyper, way=Overlap(beside)), tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(
     ("num", "devices", "message"),
     [
-        (4, slice(0, 4), "beside has 4 workers on .*, 4 devices of it shared"),
-        (4, slice(3, 7), "beside has 4 workers on .*, 1 devices of it shared"),
-        (8, slice(4, 8), "beside has 8 workers on .*; there must be 4"),
+        (4, slice(0, 4), "Overlap: workers has 4 on .*, 4 devices of it shared"),
+        (4, slice(3, 7), "Overlap: workers has 4 on .*, 1 devices of it shared"),
+        (8, slice(4, 8), "Overlap: workers has 8 on .*; there must be 4"),
         (4, slice(4, 6), r"on \{'worker': 2\}, 0 devices of it shared; there must be 4"),
     ],
 )
 def test_other_numbers_and_shared_devices_are_refused(num, devices, message):
     beside = Workers.create(num, devices=jax.devices()[devices])
     with pytest.raises(ValueError, match=message):
-        make("lasgd", beside=beside)
+        make("lasgd", way=Overlap(beside))
 
 
 CHILD = """
@@ -150,7 +151,8 @@ for steps in (6, 11):
 def make_two(workers, beside, steps=11):
     run = make("lasgd, int8", aside=False, num=2, devices=2, steps=steps)
     workers, beside = (d and Workers.create(2, devices=d) for d in (workers, beside))
-    return dataclasses.replace(run, workers=workers, beside=beside)
+    way = Overlap(beside) if beside else EveryStep()
+    return dataclasses.replace(run, workers=workers, way=way)
 
 
 @pytest.mark.slow

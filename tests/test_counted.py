@@ -20,13 +20,14 @@ from tiny_runs import few_digits, norm_net, saved
 from ways import advanced, close, linear_run
 
 from experiments.optimizers import by_step
-from jaxdist import Workers, rules
+from jaxdist import rules
 from jaxdist.data import make_augment
 from jaxdist.training import train
 from jaxdist.training.advance import make_advance
+from jaxdist.training.due import traffic_of
 from jaxdist.training.feed import Feed
-from jaxdist.training.journal import traffic_of
 from jaxdist.training.state import create
+from jaxdist.training.ways import Asynchronous
 
 W, TRIGGER = 4, 4
 LR, MOMENTUM = 0.1, 0.5
@@ -175,7 +176,7 @@ def test_equal_grants_are_the_ordinary_run(name):
     trigger = hyper.get("local_period", min(hyper["period"], 4))
     grants = np.full((8 // trigger, W), trigger)
     make = functools.partial(linear_run, rule, hyper, steps=8, log_every=8, seed=0)
-    got, stops = advanced(make(trigger=trigger, grants=grants))
+    got, stops = advanced(make(way=Asynchronous(trigger, grants)))
     assert stops == [*range(trigger, 9, trigger)]
     close(got, advanced(make())[0])
 
@@ -184,7 +185,7 @@ def test_equal_grants_are_the_ordinary_run(name):
 def test_the_centre_is_the_same_for_all_after_unequal_rounds(name):
     hyper = CENTER[name] | {"strength": 1.0, "prox": 0.0}
     grants = np.array([[7, 5, 2, 2], [3, 6, 4, 3]])
-    state, _ = advanced(linear_run("mgrawa", hyper, steps=8, trigger=4, grants=grants))
+    state, _ = advanced(linear_run("mgrawa", hyper, steps=8, way=Asynchronous(4, grants)))
     assert state.taken.tolist() == [10, 11, 6, 5]
     jax.tree.map(lambda x: np.testing.assert_allclose(x, x[[1, 2, 3, 0]], atol=1e-6), state.params)
 
@@ -193,14 +194,15 @@ def test_the_centre_is_the_same_for_all_after_unequal_rounds(name):
 def test_other_layouts(layout):
     grants = np.array([[7, 5, 2, 2], [3, 6, 0, 7]])
     make = functools.partial(
-        linear_run, "mgrawa", {"period": 4}, steps=8, log_every=8, trigger=4, grants=grants
+        linear_run, "mgrawa", {"period": 4}, steps=8, log_every=8, way=Asynchronous(4, grants)
     )
     close(advanced(make(**layout))[0], advanced(make())[0], rtol=2e-6)
 
 
 def test_without_grants_one_process_takes_equal_steps():
-    make = functools.partial(linear_run, "mgrawa", {"period": 4}, trigger=4)
-    equal(advanced(make())[0], advanced(make(grants=np.full((3, W), 4)))[0])
+    make = functools.partial(linear_run, "mgrawa", {"period": 4})
+    counted, granted = Asynchronous(4), Asynchronous(4, np.full((3, W), 4))
+    equal(advanced(make(way=counted))[0], advanced(make(way=granted))[0])
 
 
 def alone(**options):
@@ -224,7 +226,7 @@ def test_a_worker_goes_by_its_own_steps():
     for t in range(8):
         _, state, *_ = advance(state, t)
         history.append(read(state))
-    got = read(advanced(alone(trigger=8, grants=grants))[0])
+    got = read(advanced(alone(way=Asynchronous(8, grants)))[0])
     for i, steps in enumerate(grants[0]):
         row = lambda tree: jax.tree.map(lambda x: x[i], tree)  # noqa: B023
         close(row(got), row(history[steps]))
@@ -236,7 +238,7 @@ def test_the_probe_is_taken_where_the_last_local_step_has_led():
     """The gradient of the summed loss of the probe batch, at the parameters before the pull."""
     hyper = {"period": 4, "strength": 0.0, "prox": 0.0, "norm_source": "probe"}
     grants = np.array([[4, 6, 5, 1]])
-    run = linear_run("mgrawa", hyper, steps=4, trigger=4, grants=grants, probe_period=4)
+    run = linear_run("mgrawa", hyper, steps=4, way=Asynchronous(4, grants), probe_period=4)
     state, _ = advanced(run)
     (x, y), params = Feed(run).probe(3), state.params
 
@@ -257,8 +259,7 @@ def test_resumed_after_a_round(tmp_path):
         "lsgd",
         {"period": 4, "groups": [[0, 1], [2, 3]], "local_period": 4},
         steps=4 * rounds,
-        trigger=4,
-        grants=grants[:rounds],
+        way=Asynchronous(4, grants[:rounds]),
         log_every=4,
     )
     train(make(3), tmp_path / "whole", progress=False)
@@ -274,8 +275,8 @@ def test_resumed_after_a_round(tmp_path):
 def test_resumed_within_a_round_is_refused(tmp_path):
     """What an ordinary run has left at step 6 cannot go on in rounds of 4."""
     train(linear_run("local_sgd", {"period": 4}, steps=6), tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"trigger=4\b"):
-        train(linear_run("local_sgd", {"period": 4}, trigger=4), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"rounds of 4 steps"):
+        train(linear_run("local_sgd", {"period": 4}, way=Asynchronous(4)), tmp_path, progress=False)
 
 
 EVEN = np.full((3, W), 4)
@@ -285,26 +286,18 @@ EVEN = np.full((3, W), 4)
     ("options", "message"),
     [
         ({"trigger": 5}, "trigger=5: allowed are integers from 1 that divide the steps, 12"),
-        ({"trigger": 0}, "trigger=0: allowed"),
+        ({"trigger": 0}, "Asynchronous: trigger is 0; it must be an integer of at least 1"),
         ({"trigger": 4, "grants": EVEN[:2]}, r"grants is .*\[rounds, W\] = \[3, 4\]"),
         ({"trigger": 4, "grants": EVEN[:, :3]}, "grants is "),
         ({"trigger": 4, "grants": EVEN[0]}, "grants is "),
         ({"trigger": 4, "grants": EVEN - 5}, "grants is "),
         ({"trigger": 4, "grants": EVEN / 3}, "grants is "),
-        ({"grants": EVEN}, "grants are given without trigger"),
-        ({"trigger": 4, "round_steps": 4}, "round_steps and trigger are given"),
         ({"trigger": 4, "patience": 0.0}, "patience=0.0: allowed are seconds above 0"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=f"(?s)^{message}"):
-        linear_run("local_sgd", {"period": 4}, **options)
-
-
-def test_trigger_and_beside_are_refused():
-    beside = Workers.create(W, devices=jax.devices()[4:])
-    with pytest.raises(ValueError, match=r"^beside and trigger are given"):
-        linear_run("lasgd", {"period": 4, "delay": 2}, trigger=4, beside=beside)
+        linear_run("local_sgd", {"period": 4}, way=Asynchronous(**options))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +312,7 @@ def test_trigger_and_beside_are_refused():
     ],
 )
 def test_rules_that_sync_within_a_round_are_refused(rule, hyper, message):
-    run = linear_run(rule, hyper, trigger=4, grants=EVEN)
+    run = linear_run(rule, hyper, way=Asynchronous(4, EVEN))
     with pytest.raises(ValueError, match=f"^trigger=4: the rule {message}"):
         make_advance(run, traffic_of(run))
 
@@ -334,8 +327,9 @@ jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from jaxdist.training import multihost
 multihost.initialize()
-from test_counted import two_workers
+from test_counted import TRIGGER, two_workers
 from jaxdist.training import train
+from jaxdist.training.ways import Asynchronous
 workdir, stuck, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
 class Slow:
@@ -353,11 +347,12 @@ class Slow:
         time.sleep(0.005 * jax.process_index())
         return self.source[index]
 
-train(two_workers(rounds, Slow, patience=5 if stuck >= 0 else 60), workdir, progress=False)
+way = Asynchronous(TRIGGER, patience=5 if stuck >= 0 else 60)
+train(two_workers(rounds, Slow, way), workdir, progress=False)
 """
 
 
-def two_workers(rounds, slow=lambda source: source, **options):
+def two_workers(rounds, slow=lambda source: source, way=Asynchronous(TRIGGER)):  # noqa: B008
     """MGRAWA of two workers; `slow` wraps the training examples."""
     data = few_digits()
     return linear_run(
@@ -367,10 +362,9 @@ def two_workers(rounds, slow=lambda source: source, **options):
         devices=2,
         dataset=dataclasses.replace(data, train=slow(data.train)),
         steps=TRIGGER * rounds,
-        trigger=TRIGGER,
+        way=way,
         log_every=TRIGGER,
         checkpoint_every=TRIGGER * SAVED,
-        **options,
     )
 
 
@@ -382,7 +376,7 @@ def check(workdir, rounds):
     assert grants.sum(1).tolist() == [2 * TRIGGER] * rounds
     fast, slow = grants.sum(0)
     assert fast > 1.1 * slow
-    run = two_workers(rounds, grants=grants)
+    run = two_workers(rounds, way=Asynchronous(TRIGGER, grants))
     close(saved(run, workdir), advanced(run)[0])
 
 
@@ -390,10 +384,11 @@ def test_schedules_go_by_the_runs_step():
     """A rate of 0 from step 4 on: in the second round nobody moves but by the sync."""
     rate = by_step(lambda step: jnp.where(step < 4, 0.1, 0.0))
     grants = np.array([[7, 5, 3, 1], [1, 3, 5, 7]])
-    run = linear_run("local_sgd", {"period": 4}, trigger=4, grants=grants, steps=8)
+    run = linear_run("local_sgd", {"period": 4}, way=Asynchronous(4, grants), steps=8)
     tx = rules.compose(optax.chain(optax.sgd(1.0), rate), "local_sgd", "worker", period=4)
-    first = advanced(dataclasses.replace(run, tx=tx, steps=4, grants=grants[:1]))[0]
-    plain = advanced(dataclasses.replace(run, steps=4, grants=grants[:1], tx=plain_sgd()))[0]
+    short = dataclasses.replace(run, steps=4, way=Asynchronous(4, grants[:1]))
+    first = advanced(dataclasses.replace(short, tx=tx))[0]
+    plain = advanced(dataclasses.replace(short, tx=plain_sgd()))[0]
     close(first.params, plain.params)
     both = advanced(dataclasses.replace(run, tx=tx))[0]
     close(both.params, first.params)

@@ -13,9 +13,10 @@ from experiments.config import Config, build
 from jaxdist import Workers, rules, stacked
 from jaxdist.data import digits
 from jaxdist.training import metrics, plots, train
-from jaxdist.training.journal import traffic_of
+from jaxdist.training.due import traffic_of
 from jaxdist.training.newcomers import make_resize, with_workers
 from jaxdist.training.state import TrainState, abstract, create
+from jaxdist.training.ways import Asynchronous
 
 RULES = ["local_sgd", "mgrawa", "diloco", "lasgd", "sgp"]
 
@@ -151,7 +152,7 @@ def test_only_elastic_runs_change_their_number(tmp_path):
     with pytest.raises(ValueError, match=message):
         train(tiny_run(num=2, devices=2, steps=4), tmp_path, progress=False)
     with pytest.raises(ValueError, match="elastic=True with a clock or count-triggered rounds"):
-        elastic_run(4, "local_sgd", steps=8, trigger=4)
+        elastic_run(4, "local_sgd", steps=8, way=Asynchronous(4))
 
 
 def config(**changes) -> Config:

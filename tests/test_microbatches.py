@@ -21,7 +21,8 @@ from jaxdist.data import Loader, make_augment, normalize
 from jaxdist.flatness import sam_value_and_grad
 from jaxdist.models import Model
 from jaxdist.training import create, make_step, train
-from jaxdist.training.journal import traffic_of
+from jaxdist.training.due import traffic_of
+from jaxdist.training.ways import Asynchronous, Overlap, Rounds
 
 STEPS = 8
 HYPER = {"period": 4, "prox": 0.05}
@@ -90,8 +91,8 @@ WAYS = {
     "one device, unrolled": {"devices": 1, "local": "unroll"},
     "two workers a device": {"devices": 2},
     "workers of two devices": {"devices": 8, "inner": {"fsdp": 2}},
-    "rounds": {"round_steps": 4},
-    "count-triggered": {"trigger": 4, "grants": np.full((3, 4), 4)},
+    "rounds": {"way": Rounds(4)},
+    "count-triggered": {"way": Asynchronous(4, np.full((3, 4), 4))},
     "beside": {"rule": "lasgd", "hyper": {"period": 4, "delay": 2}},
 }
 
@@ -106,7 +107,7 @@ def whole_batches(rule):
 def test_in_every_layout_and_way(name):
     options = {"rule": "mgrawa", "hyper": {"period": 4}, "microbatches": 2} | WAYS[name]
     if name == "beside":
-        options["beside"] = Workers.create(4, devices=jax.devices()[4:])
+        options["way"] = Overlap(Workers.create(4, devices=jax.devices()[4:]))
     got, _ = advanced(linear_run(**options))
     want = whole_batches(options["rule"])
     close(got.params, want.params, 2e-6)

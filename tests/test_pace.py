@@ -15,7 +15,8 @@ from experiments.config import Config, build, from_plain, paced
 from experiments.optimizers import by_step
 from experiments.pace import Clock
 from jaxdist.training.advance import make_advance
-from jaxdist.training.journal import traffic_of
+from jaxdist.training.due import traffic_of
+from jaxdist.training.ways import EveryStep
 
 SLOW = Clock(step_seconds=1.0, stragglers=((7, 3.0),), latency=0.5)
 
@@ -33,18 +34,18 @@ def test_all_wait_for_the_straggler():
     assert 7.0 < sync < 7.1
     np.testing.assert_allclose(run.virtual_seconds[[7, 15]], [24 + sync, 48 + 2 * sync])
     np.testing.assert_allclose(timeline.waiting, [*[32 / (48 + 2 * sync)] * 7, 0])
-    assert run.trigger is run.grants is None
+    assert run.way == EveryStep()
 
 
 def test_faster_workers_take_more_steps():
     run, timeline = paced(config("digits_mgrawa", rule={"period": 8}, asynchronous=True))
-    assert (run.trigger, run.steps) == (8, 16)
-    assert run.grants.sum(1).tolist() == [64, 64]
-    assert (run.grants[:, :7] >= 2.5 * run.grants[:, 7:]).all()
+    assert (run.way.trigger, run.steps) == (8, 16)
+    assert run.way.grants.sum(1).tolist() == [64, 64]
+    assert (run.way.grants[:, :7] >= 2.5 * run.way.grants[:, 7:]).all()
     assert run.virtual_seconds.tolist() == timeline.finish.max(1).tolist()
     assert run.virtual_seconds[0] < 18
     again = build(config("digits_mgrawa", rule={"period": 8}, asynchronous=True))
-    assert (again.grants == run.grants).all()
+    assert (again.way.grants == run.way.grants).all()
 
 
 def test_the_seed_decides_the_clock():
@@ -52,7 +53,7 @@ def test_the_seed_decides_the_clock():
     grants = [
         build(
             config("digits_mgrawa", noisy, asynchronous=True, seed=seed, steps=64)
-        ).grants.tolist()
+        ).way.grants.tolist()
         for seed in (0, 0, 1)
     ]
     assert grants[0] == grants[1] != grants[2]
@@ -62,9 +63,9 @@ def test_nobody_waits_for_a_late_average():
     """LASGD launches once all have taken a period: the others then have taken three."""
     run, timeline = paced(config("digits_lasgd", rule={"period": 4}, asynchronous=True))
     assert timeline is None
-    assert run.trigger == 4
-    assert run.grants[0, 7] >= 4
-    assert (run.grants[:, :7] >= 2.9 * run.grants[:, 7:]).all()
+    assert run.way.trigger == 4
+    assert run.way.grants[0, 7] >= 4
+    assert (run.way.grants[:, :7] >= 2.9 * run.way.grants[:, 7:]).all()
     conditions = traffic_of(run).pattern(np.arange(16))
     assert conditions.any(0).nonzero()[0].tolist() == [3, 7, 11, 15]
 
@@ -73,7 +74,7 @@ def test_a_bound_on_the_delay_blocks():
     """With max_delay workers launch at the same steps; the table of delays is the clock's."""
     rule = {"period": 8, "max_delay": 6}
     run, timeline = paced(config("digits_lasgd", rule=rule, asynchronous=True))
-    assert run.trigger is None
+    assert run.way == EveryStep()
     assert timeline.delays.max() == 6
     assert timeline.waiting[:7].min() > 0.3
     assert run.virtual_seconds[-1] == timeline.end
@@ -84,7 +85,7 @@ def test_a_bound_on_the_delay_blocks():
 def test_those_that_have_arrived_are_merged():
     rule = {"period": 4, "quorum": 7, "arrived": None}
     run = build(config("digits_decoupled", rule=rule, asynchronous=True))
-    assert (run.grants[:, :7] > 2 * run.grants[:, 7:]).all()
+    assert (run.way.grants[:, :7] > 2 * run.way.grants[:, 7:]).all()
     params, _ = run.task.init(jax.random.key(0))
 
     def merged(step):
@@ -109,8 +110,8 @@ def test_budget_is_the_length():
 
 def test_without_a_clock_the_processes_count():
     run = build(config("digits_mgrawa", Clock(), asynchronous=True, steps=20))
-    assert run.grants is run.virtual_seconds is None
-    assert run.steps == 20 // run.trigger * run.trigger
+    assert run.way.grants is run.virtual_seconds is None
+    assert run.steps == 20 // run.way.trigger * run.way.trigger
 
 
 def test_plain_and_back():
@@ -136,7 +137,10 @@ def test_plain_and_back():
             {"name": "digits_lasgd", "overlap": "beside", "workers": 6},
             "workers=6 on 8 devices: allowed are multiples of 4",
         ),
-        ({"round_steps": 4, "asynchronous": True}, "round_steps and trigger"),
+        (
+            {"round_steps": 4, "asynchronous": True},
+            "round_steps=4 and asynchronous=True are given",
+        ),
         ({"overlap": "beside"}, "uses its averages at once"),
     ],
 )

@@ -20,6 +20,7 @@ from tiny_runs import norm_net, saved, tiny_run
 from jaxdist.data import make_augment
 from jaxdist.flatness import sam_value_and_grad
 from jaxdist.training import train
+from jaxdist.training.ways import Rounds
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
@@ -224,7 +225,7 @@ REFUSED = {
     "the gradient": {"gradient": partial(sam_value_and_grad, rho=-1.0)},
     "the loss": {"loss": lambda logits, labels: logits},
     "the step within a round": {
-        "round_steps": 2,
+        "way": Rounds(2),
         "gradient": partial(sam_value_and_grad, rho=-1.0),
     },
 }

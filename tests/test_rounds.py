@@ -13,7 +13,8 @@ from ways import advanced, close, linear_run
 from jaxdist import Workers
 from jaxdist.training import train
 from jaxdist.training.advance import make_advance
-from jaxdist.training.journal import traffic_of
+from jaxdist.training.due import traffic_of
+from jaxdist.training.ways import Rounds
 
 HALVES = [[0, 1, 2, 3], [4, 5, 6, 7]]
 # rule: its hyper-parameters, and a number of steps that needs few different rounds
@@ -58,7 +59,7 @@ def apart(lines):
 @pytest.mark.parametrize("rule", RULES)
 def test_rounds_are_the_single_steps(rule, step_by_step, tmp_path):
     """The state that is saved, and the lines of metrics."""
-    train(make(rule, round_steps=4), tmp_path, progress=False)
+    train(make(rule, way=Rounds(4)), tmp_path, progress=False)
     close(saved(make(rule), tmp_path), saved(make(rule), step_by_step(rule)))
     looked, lines = apart(told(tmp_path))
     of_steps, wanted = apart(told(step_by_step(rule)))
@@ -73,14 +74,14 @@ def test_rounds_are_the_single_steps(rule, step_by_step, tmp_path):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_two_workers_a_device(rule, step_by_step):
-    got, stops = advanced(make(rule, devices=4, round_steps=4))
+    got, stops = advanced(make(rule, devices=4, way=Rounds(4)))
     assert len(stops) <= 4 < RULES[rule][1]
     close(got, saved(make(rule), step_by_step(rule)), rtol=2e-6)
 
 
 def test_resumed_within_a_round(tmp_path):
     """At the checkpoint after six steps the average that was launched after four is on its way."""
-    rounds = lambda steps: make("lasgd", steps=steps, round_steps=4, checkpoint_every=6)
+    rounds = lambda steps: make("lasgd", steps=steps, way=Rounds(4), checkpoint_every=6)
     train(rounds(11), tmp_path / "whole", progress=False)
     for steps in (6, 11):
         train(rounds(steps), tmp_path / "halves", progress=False)
@@ -137,7 +138,7 @@ def programs(monkeypatch):
 )
 def test_rounds_in_which_the_same_is_due_share_a_program(rule, hyper, wanted, number, programs):
     _, stops = advanced(
-        linear_run(rule, hyper, num=2, devices=2, steps=18, log_every=18, round_steps=4)
+        linear_run(rule, hyper, num=2, devices=2, steps=18, log_every=18, way=Rounds(4))
     )
     assert stops == wanted
     assert [program.traces for program in programs] == [1] * number
@@ -145,8 +146,8 @@ def test_rounds_in_which_the_same_is_due_share_a_program(rule, hyper, wanted, nu
 
 def test_too_many_different_rounds_are_refused():
     hyper = {"topology": "ring", "budget": 0.5, "seed": 1}
-    run = tiny_run(rule="matcha", hyper=hyper, steps=400, log_every=400, round_steps=4)
-    with pytest.raises(ValueError, match=r"round_steps=4: the run has \d\d+ different rounds"):
+    run = tiny_run(rule="matcha", hyper=hyper, steps=400, log_every=400, way=Rounds(4))
+    with pytest.raises(ValueError, match=r"Rounds\(4\): the run has \d\d+ different rounds"):
         make_advance(run, traffic_of(run))
 
 
@@ -220,5 +221,5 @@ def test_an_average_on_its_way_and_the_steps_meanwhile_need_not_wait(
     rule, hyper, round_steps, steps, wanted, programs
 ):
     options = {"num": 2, "devices": 2, "rule": rule, "hyper": hyper, "log_every": steps}
-    advanced(tiny_run(steps=steps, round_steps=round_steps, **options))
+    advanced(tiny_run(steps=steps, way=Rounds(round_steps), **options))
     assert matmuls(programs[-1].text) == tuple(PRODUCTS * number for number in wanted)

@@ -16,12 +16,13 @@ from tiny_runs import tiny_run
 from jaxdist import Workers
 from jaxdist.training import train
 from jaxdist.training.advance import make_advance
+from jaxdist.training.due import traffic_of
 from jaxdist.training.feed import Feed, Progress
-from jaxdist.training.journal import traffic_of
 from jaxdist.training.profile import Profile
 from jaxdist.training.progress import progress
 from jaxdist.training.startup import COMPILED, Startup
 from jaxdist.training.state import create
+from jaxdist.training.ways import Rounds
 
 ROOT = Path(__file__).parent.parent
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6}
@@ -161,7 +162,7 @@ def test_profile_of_a_run(tmp_path, capsys):
 
 def drive(folder, *, steps, start=0, stride=1, dies_at=None):
     """Profiles a run that computes nothing; gives what it was told."""
-    run, lines = tiny_run(steps=steps, round_steps=stride), []
+    run, lines = tiny_run(steps=steps, way=Rounds(stride)), []
 
     def advance(state, done):
         if done == dies_at:

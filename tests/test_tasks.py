@@ -21,6 +21,7 @@ from jaxdist.training import Run
 from jaxdist.training.evaluate import make_evaluate
 from jaxdist.training.state import create
 from jaxdist.training.step import make_step
+from jaxdist.training.ways import EveryStep
 
 K, N = 7, 45
 RNG = np.random.default_rng(0)
@@ -42,6 +43,7 @@ def run_of(task, dataset, num=4, devices=4, **options):
         dataset=dataset,
         tx=rules.compose(optax.sgd(0.1), "easgd", workers.axis, period=2, alpha=0.1),
         rule="easgd",
+        way=EveryStep(),
         shards=shards.iid(dataset.train, num, 0),
         steps=4,
         **{"batch_size": 6} | options,

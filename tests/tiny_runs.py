@@ -12,6 +12,7 @@ from jaxdist.models import MODELS, Model
 from jaxdist.tasks import classification
 from jaxdist.training import Run
 from jaxdist.training.checkpoint import Checkpoints
+from jaxdist.training.ways import EveryStep
 
 
 def few_digits(train=240, test=52):
@@ -60,6 +61,7 @@ def tiny_run(
     dataset=None,
     loss=cross_entropy,
     augment=None,
+    way=EveryStep(),  # noqa: B008, it has no state
     **options,
 ):
     """A run of 10 steps with every kind of state: momentum, running norms and a centre."""
@@ -82,6 +84,7 @@ def tiny_run(
         dataset=dataset,
         tx=rules.compose(optax.sgd(0.1, momentum=0.9), rule, workers.axis, **hyper),
         rule=rule,
+        way=way,
         **defaults | options,
     )
 

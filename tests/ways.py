@@ -7,7 +7,7 @@ from tiny_runs import tiny_run
 
 from jaxdist.models import Model
 from jaxdist.training.advance import make_advance
-from jaxdist.training.journal import traffic_of
+from jaxdist.training.due import traffic_of
 from jaxdist.training.state import TrainState, create
 
 

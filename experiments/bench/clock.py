@@ -41,6 +41,7 @@ from jaxdist.traffic import Collective, Traffic
 from jaxdist.training import Run, multihost
 from jaxdist.training.state import create
 from jaxdist.training.step import make_step
+from jaxdist.training.ways import EveryStep
 
 PATIENCE = 600  # seconds after which processes are killed
 SLEEP, SLOWER, PAUSE = 0.04, 3.0, 0.4
@@ -246,6 +247,7 @@ def make_run(rule: str, workers: Workers, hyper: dict[str, Any] | None = None) -
         dataset=dataset,
         tx=transformation(rule, workers.axis, hyper or {}),
         rule=rule,
+        way=EveryStep(),
         shards=shards.iid(dataset.train, workers.num, seed=0),
         batch_size=32,
         steps=1,

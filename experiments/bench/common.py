@@ -19,6 +19,7 @@ from jaxdist.tasks import classification
 from jaxdist.training import Run
 from jaxdist.training.state import create
 from jaxdist.training.step import make_step
+from jaxdist.training.ways import EveryStep
 
 WORKERS, PERIOD = 8, 8
 # The rules with hyper-parameters that make them sync every PERIOD steps, all parts switched on.
@@ -74,6 +75,7 @@ def cnn_run(rule: str, workers: Workers | None = None, local: str = "vmap", **hy
         dataset=dataset,
         tx=optax.with_extra_args_support(tx),
         rule=rule,
+        way=EveryStep(),
         shards=shards.iid(dataset.train, WORKERS, seed=0),
         batch_size=32,
         steps=1,

@@ -29,6 +29,7 @@ from jaxdist.flatness import Oracle, asam_value_and_grad, lpf_value_and_grad, sa
 from jaxdist.models import MODELS
 from jaxdist.tasks import classification
 from jaxdist.training import Run
+from jaxdist.training.ways import EveryStep
 
 BATCH, SAMPLES = 128, 8
 DATA: dict[str, dict[str, int]] = {"lenet5": {"size": 28}, "resnet20": {"size": 32, "channels": 3}}
@@ -125,6 +126,7 @@ def make_run(model: str, gradient: Callable[..., Oracle] | None) -> Run:
         dataset=dataset,
         tx=optax.with_extra_args_support(optax.sgd(0.01, **options)),
         rule="none",
+        way=EveryStep(),
         shards=shards.iid(dataset.train, 1, seed=0),
         batch_size=BATCH,
         steps=1,

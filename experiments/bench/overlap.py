@@ -4,7 +4,7 @@
 Two gloo processes, each pinned to a core of its own, train an MLP of about a million parameters
 over a link of `--mbit` 10^6 bits a second (`slow_link`; where the machine does not allow one, over
 loopback, and the output says so). Each has two CPU devices: one for the steps, the other for what
-LASGD launches (`Run.beside`). All are driven as the training loop does it, and take turns.
+LASGD launches (`Overlap`). All are driven as the training loop does it, and take turns.
 
 `ideal` is (compute + sync) / max(compute, sync) of the same measurement: compute is a period of
 steps without communication, sync the average of the parameters with nothing else going on. What is
@@ -41,6 +41,7 @@ from jaxdist.data import digits, shards
 from jaxdist.models import MODELS
 from jaxdist.tasks import classification
 from jaxdist.training import Run, multihost
+from jaxdist.training.ways import EveryStep, Overlap
 
 PERIOD = 32
 DELAY = PERIOD - 1  # and not PERIOD, so that after a launch's use nothing is on its way for a step
@@ -214,7 +215,7 @@ def make_run(
         tx = rules.compose(optimizer, rule, workers.axis, **hyper)
     return Run(
         workers=workers,
-        beside=beside,
+        way=EveryStep() if beside is None else Overlap(beside),
         task=classification(
             MODELS["mlp"](dataset.input_shape, dataset.num_classes, widths=WIDTHS), dataset
         ),

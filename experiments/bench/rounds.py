@@ -30,8 +30,9 @@ from jaxdist.models import MODELS
 from jaxdist.tasks import classification
 from jaxdist.training import Run
 from jaxdist.training.advance import make_advance
-from jaxdist.training.journal import traffic_of
+from jaxdist.training.due import traffic_of
 from jaxdist.training.state import create
+from jaxdist.training.ways import EveryStep, Rounds
 from jaxdist.workers import force_host_devices
 
 PERIOD = common.PERIOD
@@ -105,7 +106,7 @@ def measure(name: str, workers: Workers, pairs: int, steps: int) -> dict[str, An
     run = make_run(workers, **({"model": name} | MODEL[name]))
     sides, first = {}, {}
     for way, length in WAYS.items():
-        sides[way] = side = Driven(dataclasses.replace(run, round_steps=length))
+        sides[way] = side = Driven(dataclasses.replace(run, way=Rounds(length)))
         first[way] = round(side(1), 2)
         side(2 * PERIOD - side.done)  # warms up, to the end of a round
     taken = common.interleave(sides, steps, pairs)
@@ -130,6 +131,7 @@ def make_run(workers: Workers, *, model: str, size: int, batch_size: int, **opti
         dataset=dataset,
         tx=rules.compose(optimizer, "local_sgd", workers.axis, period=PERIOD),
         rule="local_sgd",
+        way=EveryStep(),
         shards=shards.iid(dataset.train, workers.num, seed=0),
         batch_size=batch_size,
         steps=FOREVER,

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 from jaxdist import stacked
 from jaxdist.traffic import Traffic
 from jaxdist.training import multihost, record
+from jaxdist.training.due import passed, traffic_of
 from jaxdist.training.events import EventsWriter
 from jaxdist.training.feed import Progress
 from jaxdist.training.looks import looks
 from jaxdist.training.metrics import MetricsWriter, plain
 from jaxdist.training.progress import Show
 from jaxdist.training.run import Run
-from jaxdist.training.state import abstract
 from jaxdist.training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -30,22 +30,6 @@ WINDOW = 32
 
 HORIZON = 1024
 """Steps, at least, in which a run's syncs are told apart."""
-
-
-def traffic_of(run: Run, only: Sequence[str] | None = None) -> Traffic:
-    """What a run sends, or what some parts of its rule do (see `rules.base.rule`).
-
-    Raises:
-        ValueError: from a rule that does not fit the number of workers or the parameters.
-    """
-    params = abstract(run).params
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
-    return Traffic.of(run.tx, one, run.workers.num, only=only)
-
-
-def passed(before: int, done: int, every: int, last: int) -> bool:
-    """Whether a multiple of `every`, if that is not 0, or the last step lies in (before, done]."""
-    return done == last or (every > 0 and done // every > before // every)
 
 
 class Journal:
@@ -111,7 +95,7 @@ class Journal:
         def observe(params, metrics, found, number):
             bad, total = found
             told = {"consensus_distance": stacked.consensus_distance(params), **metrics}
-            if run.trigger is None:  # else the workers have taken unequal numbers of steps
+            if run.way.equal_steps:
                 told["mean_loss"] = total / number
             return told | {"nonfinite_workers": bad}
 
@@ -134,7 +118,7 @@ class Journal:
         """The time on the run's virtual clock, if it has one, when `done` steps are done."""
         if self._run.virtual_seconds is None:
             return {}
-        advances = done // (self._run.trigger or 1)
+        advances = done // self._run.way.unit
         return {"virtual_seconds": round(float(self._run.virtual_seconds[advances - 1]), 6)}
 
     def bytes_sent(self, done: int) -> int:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxdist.training import multihost, plots, record
-from jaxdist.training.advance import make_advance, seen
+from jaxdist.training.advance import make_advance
 from jaxdist.training.checkpoint import Checkpoints
+from jaxdist.training.due import passed, traffic_of
 from jaxdist.training.evaluate import make_evaluate
 from jaxdist.training.faults import Interrupt, PreemptedError, StopSignal, naming_the_lost
 from jaxdist.training.feed import Advance
-from jaxdist.training.journal import Journal, passed, traffic_of
+from jaxdist.training.journal import Journal
 from jaxdist.training.metrics import write_json
 from jaxdist.training.newcomers import make_revive
 from jaxdist.training.profile import Profile
@@ -68,7 +69,8 @@ def train(
             record.begin(workdir, run, start)
         visible = progress and main
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
-        journal = Journal(run, traffic, workdir, start, show, told, seen(run, traffic))
+        stops = run.way.stops(run, traffic)
+        journal = Journal(run, traffic, workdir, start, show, told, stops)
         stack.callback(journal.close)
         advance = startup.watch(advance, show)
         if profile:
@@ -107,9 +109,9 @@ def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState, dict[st
     state = checkpoints.restore()
     if start > run.steps:
         raise ValueError(f"steps={run.steps}, but the workdir's run is at step {start} already")
-    if run.trigger is not None and start % run.trigger:
+    if start % run.way.unit:
         raise ValueError(
-            f"trigger={run.trigger}, but the workdir's run is at step {start}, within a round"
+            f"rounds of {run.way.unit} steps, but the workdir's run is at step {start}, within one"
         )
     return start, state, checkpoints.note()["told"]
 

@@ -34,7 +34,7 @@ class Profile:
     """
 
     def __init__(self, run: Run, start: int, folder: Path, show: Show):
-        left, largest = run.steps - start, run.trigger or run.round_steps
+        left, largest = run.steps - start, run.way.longest
         self._first = start + min(AFTER, left // 2, max(0, left - largest))
         self._last = min(self._first + STEPS, run.steps)
         self._folder, self._show = folder, show

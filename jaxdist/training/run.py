@@ -14,6 +14,7 @@ from jaxdist.data import Dataset, Sampler, UniformSampler
 from jaxdist.flatness import Oracle
 from jaxdist.names import lookup
 from jaxdist.tasks import Task
+from jaxdist.training.way import Way
 from jaxdist.workers import Workers
 
 LOCAL = ("vmap", "unroll")
@@ -30,6 +31,7 @@ class Run:
         dataset: training and test examples.
         tx: the optimizer with its rule, made for `workers.axis`.
         rule: the rule's name, for the summary and the plots.
+        way: how it advances, one of `jaxdist.training.ways`.
         shards: for each worker the indices of its training examples.
         batch_size: examples per worker and step.
         steps: length of the run.
@@ -54,16 +56,8 @@ class Run:
         checkpoint_every: steps between checkpoints; 0 for the end only.
         revive_every: steps between looks for workers that are not finite, which then start again
             from the others; 0 for never.
-        round_steps: steps in one compiled program, which then knows what is due in them.
-        beside: as many workers on other devices of the same processes, where what the rule launches
-            is computed while the steps go on; None: in the program of the steps.
-        trigger: count-triggered rounds of so many local steps a worker on average, then a sync;
-            None: all workers take the same steps.
-        grants: the local steps of each worker in each such round, int `[rounds, W]`; None: as many
-            as it is fast, which the processes count while they run.
-        virtual_seconds: when each step (or count-triggered round) is done on a virtual clock, in
-            seconds from the start; None without one.
-        patience: seconds that a process waits at a count-triggered sync for the others.
+        virtual_seconds: when each unit of the way (a step, or a round of unequal steps) is done on
+            a virtual clock, in seconds from the start; None without one.
         tensorboard: writes TensorBoard events besides the JSON lines.
         elastic: whether it may go on from a checkpoint of another number of workers.
         description: the configuration as plain JSON types; a checkpoint resumes only under an
@@ -78,6 +72,7 @@ class Run:
     dataset: Dataset
     tx: optax.GradientTransformationExtraArgs
     rule: str
+    way: Way
     shards: list[np.ndarray]
     batch_size: int
     steps: int
@@ -92,18 +87,13 @@ class Run:
     log_every: int = 10
     checkpoint_every: int = 500
     revive_every: int = 0
-    round_steps: int = 1
-    beside: Workers | None = None
-    trigger: int | None = None
-    grants: np.ndarray | None = None
     virtual_seconds: np.ndarray | None = None
-    patience: float = 600.0
     tensorboard: bool = False
     elastic: bool = False
     description: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        least = {"batch_size": 1, "steps": 1, "log_every": 1, "eval_every": 0, "round_steps": 1}
+        least = {"batch_size": 1, "steps": 1, "log_every": 1, "eval_every": 0}
         least |= {"checkpoint_every": 0, "revive_every": 0, "seed": 0, "microbatches": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -118,7 +108,7 @@ class Run:
                 f"shards has {len(self.shards)} entries; there must be one for each of the "
                 f"{self.workers.num} workers"
             )
-        if self.elastic and (self.trigger is not None or self.virtual_seconds is not None):
+        if self.elastic and not (self.way.equal_steps and self.virtual_seconds is None):
             raise ValueError(
                 "elastic=True with a clock or count-triggered rounds: these are of one number of "
                 "workers; give one of the two"
@@ -127,56 +117,14 @@ class Run:
             raise ValueError("tensorboard=True needs tensorboardX: pip install tensorboardX")
         if self.batch_norm == "reestimate" and self.task.statistics is None:
             raise ValueError("batch_norm='reestimate' needs a task with `statistics`")
-        self._check_ways()
-        Sampler(self.shards, self.batch_size, self.seed)  # checks the batch against the shards
-
-    def _check_ways(self) -> None:
-        """Checks what decides how the run advances."""
-        chosen = {
-            "round_steps": self.round_steps > 1,
-            "beside": self.beside is not None,
-            "trigger": self.trigger is not None,
-        }
-        if sum(chosen.values()) > 1:
-            both = " and ".join(name for name, is_set in chosen.items() if is_set)
-            raise ValueError(f"{both} are given; a run advances in one of these ways")
-        if self.beside is not None:
-            meshes = self.workers.mesh, self.beside.mesh
-            shapes = [dict(mesh.shape) for mesh in meshes]
-            devices = [list(mesh.devices.flat) for mesh in meshes]
-            shared = set(devices[0]) & set(devices[1])
-            if self.beside.num != self.workers.num or shapes[0] != shapes[1] or shared:
-                raise ValueError(
-                    f"beside has {self.beside.num} workers on {shapes[1]}, {len(shared)} devices "
-                    f"of it shared; there must be {self.workers.num} on {shapes[0]}, on others"
-                )
-            if any(a.process_index != b.process_index for a, b in zip(*devices, strict=True)):
-                raise ValueError("beside: each of its devices must be in the process of its worker")
-        if self.trigger is None:
-            if self.grants is not None:
-                raise ValueError("grants are given without trigger; give both or neither")
-        elif self.trigger < 1 or self.steps % self.trigger:
-            raise ValueError(
-                f"trigger={self.trigger}: allowed are integers from 1 that divide the steps, "
-                f"{self.steps}"
-            )
-        elif self.grants is not None:
-            grants, shape = np.asarray(self.grants), (self.steps // self.trigger, self.workers.num)
-            whole = grants.shape == shape and grants.dtype.kind in "iu"
-            if not whole or (grants < 0).any() or not grants.any(1).all():
-                raise ValueError(
-                    f"grants is {self.grants}; it must hold the local steps of [rounds, W] = "
-                    f"{list(shape)}, integers of at least 0 and not all 0 in a round"
-                )
-            object.__setattr__(self, "grants", grants)
-        advances = self.steps // (self.trigger or 1)
+        self.way.check(self)
+        advances = self.steps // self.way.unit
         if self.virtual_seconds is not None and len(self.virtual_seconds) != advances:
             raise ValueError(
                 f"virtual_seconds has {len(self.virtual_seconds)} entries; there must be one for "
                 f"each of {advances} steps (or rounds)"
             )
-        if not self.patience > 0:
-            raise ValueError(f"patience={self.patience}: allowed are seconds above 0")
+        Sampler(self.shards, self.batch_size, self.seed)  # checks the batch against the shards
 
     @functools.cached_property
     def sampler(self) -> Sampler:

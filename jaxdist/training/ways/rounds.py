@@ -1,20 +1,25 @@
 """Compiled rounds: several steps and their syncs in one program."""
 
+import dataclasses
+
 import numpy as np
 
 from jaxdist import collectives
+from jaxdist.checks import check_integer
 from jaxdist.traffic import Traffic
 from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState
 from jaxdist.training.step import worker_step
+from jaxdist.training.way import Way
 
 MOST_PROGRAMS = 16
 """Different rounds that a run may have; each is a program of its own."""
 
 
-def make_rounds(run: Run, traffic: Traffic) -> Advance:
-    """Compiles rounds of `run.round_steps` steps.
+@dataclasses.dataclass(frozen=True)
+class Rounds(Way):
+    """Compiled rounds: several steps and their syncs in one program.
 
     What is due in a round is known when it is compiled, so there is no conditional in it, and an
     average that is launched in a round and used later in it depends on none of the steps in
@@ -26,20 +31,41 @@ def make_rounds(run: Run, traffic: Traffic) -> Advance:
     The steps are written out one after the other, in the program too (in a loop XLA's CPU
     convolutions are many times slower): the time to compile grows with them.
 
-    Args:
-        run: the run.
-        traffic: what it sends.
+    Attributes:
+        steps: of a round, at least 1.
 
     Raises:
-        ValueError: if the run has more than `MOST_PROGRAMS` different rounds.
+        ValueError: for another number; by `make_advance`, if the run has more than `MOST_PROGRAMS`
+            different rounds.
     """
+
+    steps: int
+
+    def __post_init__(self):
+        check_integer("Rounds: steps", self.steps, 1)
+
+    @property
+    def longest(self) -> int:
+        """A round."""
+        return self.steps
+
+    def stops(self, run: Run, traffic: Traffic) -> np.ndarray:
+        """The ends of the rounds."""
+        return round_ends(run, traffic, self.steps)
+
+    def make_advance(self, run: Run, traffic: Traffic) -> Advance:
+        """Compiles the rounds, each when it comes."""
+        return _make_rounds(run, traffic, self.steps)
+
+
+def _make_rounds(run: Run, traffic: Traffic, length: int) -> Advance:
     feed, one = Feed(run), worker_step(run)
-    ends = round_ends(run, traffic)
+    ends = round_ends(run, traffic, length)
     following = lambda done: int(ends[np.searchsorted(ends, done, side="right")])
     patterns = {_pattern(traffic, *span) for span in zip([0, *ends[:-1]], ends, strict=True)}
     if len(patterns) > MOST_PROGRAMS:
         raise ValueError(
-            f"round_steps={run.round_steps}: the run has {len(patterns)} different rounds, at most "
+            f"Rounds({length}): the run has {len(patterns)} different rounds, at most "
             f"{MOST_PROGRAMS} are allowed; what {run.rule!r} does must repeat, and log_every, "
             f"eval_every and checkpoint_every should be multiples of the round"
         )
@@ -70,14 +96,14 @@ def make_rounds(run: Run, traffic: Traffic) -> Advance:
     return advance
 
 
-def round_ends(run: Run, traffic: Traffic) -> np.ndarray:
+def round_ends(run: Run, traffic: Traffic, length: int) -> np.ndarray:
     """The numbers of steps after which a round ends, ascending; the last is that of the run."""
     steps = np.arange(run.steps)
     sends = traffic.due(steps).any(0)
     first = int(sends.argmax()) if sends.any() else -1
     begin = first if traffic.delayed else first + 1
     done = steps + 1
-    ends = (done - begin) % run.round_steps == 0
+    ends = (done - begin) % length == 0
     for every in (run.log_every, run.eval_every, run.checkpoint_every):
         ends |= done % every == 0 if every else False
     ends[-1] = True

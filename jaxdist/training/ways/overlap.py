@@ -1,5 +1,6 @@
-"""Averages beside the steps: what a rule launches runs on devices of its own meanwhile."""
+"""Averages that overlap the steps: what a rule launches runs on devices of its own meanwhile."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,15 +9,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxdist import rules
+from jaxdist.traffic import Traffic
+from jaxdist.training.due import passed, traffic_of
 from jaxdist.training.feed import Advance, Feed, Progress
-from jaxdist.training.journal import passed, traffic_of
 from jaxdist.training.run import Run
 from jaxdist.training.step import make_step
+from jaxdist.training.way import Way
 from jaxdist.workers import Workers
 
 
-def make_beside(run: Run) -> Advance:
-    """Compiles steps whose launched averages are programs of their own, on `run.beside`.
+@dataclasses.dataclass(frozen=True)
+class Overlap(Way):
+    """Steps whose launched averages are programs of their own, on other devices.
 
     A launch takes a copy of the parameters and of the rule's state to the other devices and goes
     on there, while the next steps run. What has become of the state is taken back before the step
@@ -24,28 +28,55 @@ def make_beside(run: Run) -> Advance:
     The numbers are those of the steps with the average inside. On CPU this is the way to overlap
     the two: neither one program nor two on one device do.
 
-    Args:
-        run: the run.
+    Attributes:
+        workers: as many workers as the run has, laid out alike, on other devices of the same
+            processes.
 
     Raises:
-        ValueError: if the rule launches nothing that is used at a later step.
+        ValueError: by `check`, if they are others; by `make_advance`, if the rule launches nothing
+            that is used at a later step.
     """
+
+    workers: Workers
+
+    def check(self, run: Run) -> None:
+        """Raises a ValueError unless each worker has a twin of its own."""
+        meshes = run.workers.mesh, self.workers.mesh
+        shapes = [dict(mesh.shape) for mesh in meshes]
+        devices = [list(mesh.devices.flat) for mesh in meshes]
+        shared = set(devices[0]) & set(devices[1])
+        if self.workers.num != run.workers.num or shapes[0] != shapes[1] or shared:
+            raise ValueError(
+                f"Overlap: workers has {self.workers.num} on {shapes[1]}, {len(shared)} devices of "
+                f"it shared; there must be {run.workers.num} on {shapes[0]}, on others"
+            )
+        if any(a.process_index != b.process_index for a, b in zip(*devices, strict=True)):
+            raise ValueError(
+                "Overlap: workers: each of its devices must be in the process of its worker"
+            )
+
+    def make_advance(self, run: Run, traffic: Traffic) -> Advance:
+        """Compiles the steps and the launches."""
+        return _make_overlap(run, self.workers)
+
+
+def _make_overlap(run: Run, others: Workers) -> Advance:
     launches, rest = (traffic_of(run, only) for only in (("launch",), ("local", "sync")))
     if not launches.entries:
         raise ValueError(
-            f"beside: the rule {run.rule!r} uses its averages at once; allowed are rules that use "
+            f"Overlap: the rule {run.rule!r} uses its averages at once; allowed are rules that use "
             f"them at a later step, with a delay above 0: lasgd, cocod, dasgd, overlap_local_sgd "
             f"and streaming_diloco"
         )
     feed, step = Feed(run), make_step(run, only=("local", "sync"))
-    launch = _make_launch(run)
+    launch = _make_launch(run, others)
     flying = []
 
     def land(state):
         """The state with what was launched last, unless it has been taken back already."""
         if not flying:
             return state
-        arrived = _move(flying.pop(), run.beside, run.workers)
+        arrived = _move(flying.pop(), others, run.workers)
         pairs = zip(arrived, _rule_states(state.opt_state), strict=True)
         states = [new._replace(count=old.count) for new, old in pairs]
         return state._replace(opt_state=_with_rule_states(state.opt_state, states))
@@ -57,7 +88,7 @@ def make_beside(run: Run) -> Advance:
         state, metrics = step(state, feed.batch(done), feed.probe(done))
         if launched:
             own = state.params, _rule_states(state.opt_state)
-            flying.append(launch(done, *_move(own, run.workers, run.beside)))
+            flying.append(launch(done, *_move(own, run.workers, others)))
         stops = run.log_every, run.eval_every, run.checkpoint_every
         if any(passed(done, done + 1, every, run.steps) for every in stops):
             state = land(state)
@@ -67,7 +98,7 @@ def make_beside(run: Run) -> Advance:
     return advance
 
 
-def _make_launch(run: Run) -> Callable:
+def _make_launch(run: Run, others: Workers) -> Callable:
     """Compiles what the rule launches: the new states of the rules in the chain."""
 
     def one_worker(step, params, states):
@@ -75,7 +106,7 @@ def _make_launch(run: Run) -> Callable:
         _, new = rules.communicate(run.tx, opt_state, params, step=step, only=("launch",))
         return (), _rule_states(new)
 
-    compiled = run.beside.spmd(one_worker)
+    compiled = others.spmd(one_worker)
     return lambda step, params, states: compiled(np.int32(step), params, states)[1]
 
 

@@ -1,5 +1,6 @@
 """Count-triggered rounds: workers take unequal numbers of local steps, then all sync."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,43 +12,93 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from jaxdist import collectives, rules
+from jaxdist.checks import check_integer
 from jaxdist.traffic import Traffic
+from jaxdist.training.due import traffic_of
 from jaxdist.training.feed import Advance, Feed, Progress
-from jaxdist.training.journal import traffic_of
 from jaxdist.training.multihost import Store
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState, abstract
 from jaxdist.training.step import make_probe_gradient, make_step, worker_step
+from jaxdist.training.way import Way
 from jaxdist.workers import Workers
 
 _RUNS = itertools.count()
 
 
-def make_counted(run: Run, traffic: Traffic) -> Advance:
-    """Compiles count-triggered rounds, the asynchronous training of the GRAWA and LSGD code.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asynchronous(Way):
+    """Count-triggered rounds, the asynchronous training of the GRAWA and LSGD code.
 
-    In a round the workers take `W run.trigger` local steps in all, faster ones more; then all sync.
+    In a round the workers take `W trigger` local steps in all, faster ones more; then all sync.
     Local steps are programs without collectives on each process's own devices, so that nobody waits
-    for anybody. With `run.grants` each worker takes what that says, in masked steps. Without, each
+    for anybody. With `grants` each worker takes what that says, in masked steps. Without, each
     process takes a step for all its workers whenever it is ready and a counter that all share
     grants one.
 
     A worker's batches and random numbers go by its own local steps. For the rule, and for schedules
-    that go by the step, a round is `run.trigger` steps, in the last of which those stay that take
+    that go by the step, a round is `trigger` steps, in the last of which those stay that take
     more. A probe gradient is taken after the local steps.
 
-    Args:
-        run: the run.
-        traffic: what it sends.
+    Attributes:
+        trigger: the local steps of a worker in a round, on average, at least 1; it divides the
+            run's steps.
+        grants: the local steps of each worker in each round, int `[rounds, W]`; None: as many as it
+            is fast, which the processes count while they run.
+        patience: seconds that a process waits at a sync for the others.
 
     Raises:
-        ValueError: if the rule sends at local steps, or syncs within a round.
+        ValueError: for other values; by `make_advance`, if the rule sends at local steps, or syncs
+            within a round.
     """
-    _check(run, traffic)
+
+    trigger: int
+    grants: np.ndarray | None = None
+    patience: float = 600.0
+
+    equal_steps = False
+
+    def __post_init__(self):
+        check_integer("Asynchronous: trigger", self.trigger, 1)
+        if not self.patience > 0:
+            raise ValueError(f"patience={self.patience}: allowed are seconds above 0")
+
+    @property
+    def unit(self) -> int:
+        """A round."""
+        return self.trigger
+
+    def check(self, run: Run) -> None:
+        """Raises a ValueError unless the rounds and the grants are those of the run."""
+        if run.steps % self.trigger:
+            raise ValueError(
+                f"trigger={self.trigger}: allowed are integers from 1 that divide the steps, "
+                f"{run.steps}"
+            )
+        if self.grants is None:
+            return
+        grants, shape = np.asarray(self.grants), (run.steps // self.trigger, run.workers.num)
+        whole = grants.shape == shape and grants.dtype.kind in "iu"
+        if not whole or (grants < 0).any() or not grants.any(1).all():
+            raise ValueError(
+                f"grants is {self.grants}; it must hold the local steps of [rounds, W] = "
+                f"{list(shape)}, integers of at least 0 and not all 0 in a round"
+            )
+
+    def make_advance(self, run: Run, traffic: Traffic) -> Advance:
+        """Compiles the local steps and the sync."""
+        return _make_rounds(run, traffic, self)
+
+
+def _make_rounds(run: Run, traffic: Traffic, way: Asynchronous) -> Advance:
+    _check(run, traffic, way.trigger)
     feed, mine = Feed(run), _indices_here(run)
     here = Workers(len(mine), run.workers.mesh.local_mesh)
-    step, sync = _make_local_step(run, here), _make_sync(run)
-    turns = _Counter(run) if run.grants is None else lambda number: _masks(run.grants[number, mine])
+    step, sync = _make_local_step(run, here), _make_sync(run, way.trigger)
+    turns = _Counter(way)
+    if way.grants is not None:
+        grants = np.asarray(way.grants)
+        turns = lambda number: _masks(grants[number, mine])
     told = {
         name: here.put(np.full((len(mine), *like.shape[1:]), np.nan, like.dtype))
         for name, like in _of_local_steps(run, feed).items()
@@ -59,14 +110,14 @@ def make_counted(run: Run, traffic: Traffic) -> Advance:
         own, steps = _here(run, state.own), np.zeros(run.workers.num, np.int64)
         steps[mine] = np.asarray(own[-1])
         told["loss sum"] = zero
-        for turn, active in enumerate(turns(done // run.trigger)):
+        for turn, active in enumerate(turns(done // way.trigger)):
             batch = _here(run, feed.batch(steps))
             active = np.broadcast_to(active, mine.shape)
-            shared = np.int32(done + min(turn, run.trigger - 1)), state.key
+            shared = np.int32(done + min(turn, way.trigger - 1)), state.key
             _, (own, told) = step(shared, own, told, here.put((mine, active)), batch)
             jax.block_until_ready(told["loss"])
             steps[mine] += active
-        end = done + run.trigger
+        end = done + way.trigger
         own, metrics = _everywhere(run, (own, told))
         losses = [metrics.pop("loss sum")]
         probe = feed.probe(end - 1)
@@ -79,10 +130,10 @@ def make_counted(run: Run, traffic: Traffic) -> Advance:
 class _Counter:
     """The turns of this process in each round: whether there is one more, a shared counter says."""
 
-    def __init__(self, run: Run):
+    def __init__(self, way: Asynchronous):
         self._store = Store(f"jaxdist/{next(_RUNS)}")
-        self._turns = run.trigger * jax.process_count()
-        self._seconds = run.patience
+        self._turns = way.trigger * jax.process_count()
+        self._seconds = way.patience
 
     def __call__(self, number: int) -> Iterator[bool]:
         place = "the sync of round {}".format
@@ -121,13 +172,13 @@ def _make_local_step(run: Run, here: Workers) -> Callable:
     return here.spmd(one_worker, donate_argnums=1)
 
 
-def _make_sync(run: Run) -> Callable:
+def _make_sync(run: Run, trigger: int) -> Callable:
     """Compiles the sync at the end of a round."""
     probe_gradient = make_probe_gradient(run)
 
     def one_worker(shared, own, loss, probe):
         start, key = shared
-        end = start + run.trigger
+        end = start + trigger
         params, model_state, opt_state, taken = own
         extra = {}
         if probe is not None:
@@ -167,16 +218,16 @@ def _spec(x: jax.Array) -> P:
     return P("worker", *x.sharding.spec[1:])
 
 
-def _check(run: Run, traffic: Traffic) -> None:
+def _check(run: Run, traffic: Traffic, trigger: int) -> None:
     if traffic_of(run, only=("local",)).entries:
         raise ValueError(
-            f"trigger={run.trigger}: the rule {run.rule!r} communicates at every local step; "
+            f"trigger={trigger}: the rule {run.rule!r} communicates at every local step; "
             f"count-triggered rounds need one that only does so at its syncs"
         )
     steps = np.arange(run.steps)
-    within = traffic.pattern(steps).any(0) & ((steps + 1) % run.trigger != 0)
+    within = traffic.pattern(steps).any(0) & ((steps + 1) % trigger != 0)
     if within.any():
         raise ValueError(
-            f"trigger={run.trigger}: the rule {run.rule!r} has something to do after step "
+            f"trigger={trigger}: the rule {run.rule!r} has something to do after step "
             f"{int(within.argmax()) + 1}; it may only sync at multiples of the trigger"
         )

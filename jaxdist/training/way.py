@@ -1,0 +1,46 @@
+"""How a run goes from one step to a later one: what a way is."""
+
+import abc
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxdist.traffic import Traffic
+    from jaxdist.training.feed import Advance
+    from jaxdist.training.run import Run
+
+
+class Way(abc.ABC):
+    """A way to advance: all do the same arithmetic. A new one is a file with a frozen dataclass.
+
+    The loop, checkpoints, the log, faults, reports and elastic runs know nothing else of it.
+    """
+
+    equal_steps: ClassVar[bool] = True
+    """Whether all workers take the same local steps."""
+
+    @property
+    def unit(self) -> int:
+        """The steps that are never divided: a run stops at multiples of them only."""
+        return 1
+
+    @property
+    def longest(self) -> int:
+        """The most steps of one advance."""
+        return self.unit
+
+    def check(self, run: "Run") -> None:  # noqa: B027, most ways ask for nothing
+        """Raises a ValueError if a run cannot advance so, whatever its rule."""
+
+    @abc.abstractmethod
+    def make_advance(self, run: "Run", traffic: "Traffic") -> "Advance":
+        """Compiles what takes the run from one step to a later one.
+
+        Raises:
+            ValueError: if its rule cannot be run so.
+        """
+
+    def stops(self, run: "Run", traffic: "Traffic") -> np.ndarray:
+        """The numbers of steps after which the run can be seen, ascending: `Progress.done`."""
+        return np.arange(self.unit, run.steps + 1, self.unit)
