@@ -23,7 +23,8 @@ def make_advance(run: Run, traffic: Traffic) -> Advance:
         ValueError: if its rule cannot be run in this way.
         Exception: what tracing a step raises, as an option that is not allowed.
     """
-    step, advance = make_step(run), run.way.make_advance(run, traffic)
+    step = make_step(run)
+    advance = run.way.make_advance(run, traffic, step)
     batch = Feed(run).shapes
     for probe in (None, batch)[: 1 if run.probe_period is None else 2]:
         jax.eval_shape(step, abstract(run), batch, probe)  # kept for when the step is compiled

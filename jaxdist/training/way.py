@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxdist.traffic import Traffic
     from jaxdist.training.feed import Advance
     from jaxdist.training.run import Run
+    from jaxdist.training.step import Step
 
 
 class Way(abc.ABC):
@@ -34,8 +35,13 @@ class Way(abc.ABC):
         """Raises a ValueError if a run cannot advance so, whatever its rule."""
 
     @abc.abstractmethod
-    def make_advance(self, run: "Run", traffic: "Traffic") -> "Advance":
+    def make_advance(self, run: "Run", traffic: "Traffic", step: "Step") -> "Advance":
         """Compiles what takes the run from one step to a later one.
+
+        Args:
+            run: the run.
+            traffic: what it sends.
+            step: `make_step(run)`, for a way that takes its steps as they are.
 
         Raises:
             ValueError: if its rule cannot be run so.

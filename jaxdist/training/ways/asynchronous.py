@@ -19,7 +19,7 @@ from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.multihost import Store
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState, abstract
-from jaxdist.training.step import make_probe_gradient, make_step, worker_step
+from jaxdist.training.step import Step, make_probe_gradient, worker_step
 from jaxdist.training.way import Way
 from jaxdist.workers import Workers
 
@@ -85,12 +85,12 @@ class Asynchronous(Way):
                 f"{list(shape)}, integers of at least 0 and not all 0 in a round"
             )
 
-    def make_advance(self, run: Run, traffic: Traffic) -> Advance:
+    def make_advance(self, run: Run, traffic: Traffic, step: Step) -> Advance:
         """Compiles the local steps and the sync."""
-        return _make_rounds(run, traffic, self)
+        return _make_rounds(run, traffic, self, step)
 
 
-def _make_rounds(run: Run, traffic: Traffic, way: Asynchronous) -> Advance:
+def _make_rounds(run: Run, traffic: Traffic, way: Asynchronous, plain: Step) -> Advance:
     _check(run, traffic, way.trigger)
     feed, mine = Feed(run), _indices_here(run)
     here = Workers(len(mine), run.workers.mesh.local_mesh)
@@ -101,7 +101,7 @@ def _make_rounds(run: Run, traffic: Traffic, way: Asynchronous) -> Advance:
         turns = lambda number: _masks(grants[number, mine])
     told = {
         name: here.put(np.full((len(mine), *like.shape[1:]), np.nan, like.dtype))
-        for name, like in _of_local_steps(run, feed).items()
+        for name, like in _of_local_steps(run, feed, plain).items()
     }
     zero = here.put(np.zeros(len(mine), np.float32))
 
@@ -149,10 +149,10 @@ def _masks(steps: np.ndarray) -> Iterator[np.ndarray]:
         yield turn < steps
 
 
-def _of_local_steps(run: Run, feed: Feed) -> dict[str, jax.ShapeDtypeStruct]:
+def _of_local_steps(run: Run, feed: Feed, step: Step) -> dict[str, jax.ShapeDtypeStruct]:
     """The metrics of a step, `[W, ...]`, that are not the rule's."""
     start = abstract(run)
-    _, found = jax.eval_shape(make_step(run), start, feed.shapes, None)
+    _, found = jax.eval_shape(step, start, feed.shapes, None)
     of_rule = jax.eval_shape(rules.metrics, start.opt_state)
     return {name: like for name, like in found.items() if name not in of_rule}
 

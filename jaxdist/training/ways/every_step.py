@@ -5,7 +5,7 @@ import dataclasses
 from jaxdist.traffic import Traffic
 from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.run import Run
-from jaxdist.training.step import make_step
+from jaxdist.training.step import Step
 from jaxdist.training.way import Way
 
 
@@ -13,9 +13,9 @@ from jaxdist.training.way import Way
 class EveryStep(Way):
     """One step at a time, with its sync in the same program."""
 
-    def make_advance(self, run: Run, traffic: Traffic) -> Advance:
-        """Compiles a step."""
-        feed, step = Feed(run), make_step(run)
+    def make_advance(self, run: Run, traffic: Traffic, step: Step) -> Advance:
+        """Feeds the step."""
+        feed = Feed(run)
 
         def advance(state, done):
             state, metrics = step(state, feed.batch(done), feed.probe(done))

@@ -13,7 +13,7 @@ from jaxdist.traffic import Traffic
 from jaxdist.training.due import passed, traffic_of
 from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.run import Run
-from jaxdist.training.step import make_step
+from jaxdist.training.step import Step, make_step
 from jaxdist.training.way import Way
 from jaxdist.workers import Workers
 
@@ -55,7 +55,7 @@ class Overlap(Way):
                 "Overlap: workers: each of its devices must be in the process of its worker"
             )
 
-    def make_advance(self, run: Run, traffic: Traffic) -> Advance:
+    def make_advance(self, run: Run, traffic: Traffic, step: Step) -> Advance:
         """Compiles the steps and the launches."""
         return _make_overlap(run, self.workers)
 

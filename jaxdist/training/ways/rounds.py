@@ -10,7 +10,7 @@ from jaxdist.traffic import Traffic
 from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState
-from jaxdist.training.step import worker_step
+from jaxdist.training.step import Step, worker_step
 from jaxdist.training.way import Way
 
 MOST_PROGRAMS = 16
@@ -53,7 +53,7 @@ class Rounds(Way):
         """The ends of the rounds."""
         return round_ends(run, traffic, self.steps)
 
-    def make_advance(self, run: Run, traffic: Traffic) -> Advance:
+    def make_advance(self, run: Run, traffic: Traffic, step: Step) -> Advance:
         """Compiles the rounds, each when it comes."""
         return _make_rounds(run, traffic, self.steps)
 
