@@ -16,7 +16,7 @@ import optax
 
 from jaxdist.collectives import Axis
 from jaxdist.names import lookup
-from jaxdist.optimizers.reset import reset_every
+from jaxdist.rules.reset import reset_every
 from jaxdist.rules.al_dsgd import al_dsgd
 from jaxdist.rules.averaging import (
     average_gradients,
