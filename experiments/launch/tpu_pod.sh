@@ -45,7 +45,7 @@ install)
     gcloud compute tpus tpu-vm scp "$archive" "$name:jaxdist.tgz" --zone="$zone" --worker=all
     on_all "set -e; mkdir -p jaxdist; tar -xzf jaxdist.tgz -C jaxdist; cd jaxdist
         python3 -m pip install --user uv; python3 -m uv venv --allow-existing --python $PYTHON .venv
-        python3 -m uv pip install -c constraints.txt -e '.[tpu]'"
+        python3 -m uv pip install -c constraints.txt -e '.[train,tpu]'"
     ;;
 run)
     [[ $# -ge 1 ]] || { echo "$usage" >&2; exit 2; }

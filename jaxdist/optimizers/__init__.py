@@ -7,8 +7,8 @@ and `lspfb` train models whose logits are linear in the parameters, and nothing 
 from jaxdist.optimizers.autodrop import AutoDropState, autodrop
 from jaxdist.optimizers.log_linear import Bound, partition_bound
 from jaxdist.optimizers.lspfb import LspfbState, lspfb
-from jaxdist.rules.reset import ResetEveryState, reset_every
 from jaxdist.optimizers.spfb import SpfbState, batch_majorization, spfb
+from jaxdist.rules.reset import ResetEveryState, reset_every
 
 __all__ = [
     "AutoDropState",

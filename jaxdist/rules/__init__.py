@@ -16,7 +16,6 @@ import optax
 
 from jaxdist.collectives import Axis
 from jaxdist.names import lookup
-from jaxdist.rules.reset import reset_every
 from jaxdist.rules.al_dsgd import al_dsgd
 from jaxdist.rules.averaging import (
     average_gradients,
@@ -37,6 +36,7 @@ from jaxdist.rules.outer import diloco, slowmo
 from jaxdist.rules.overlap import overlap_local_sgd
 from jaxdist.rules.push_pull import dppf
 from jaxdist.rules.push_sum import sgp
+from jaxdist.rules.reset import reset_every
 from jaxdist.rules.streaming import streaming_diloco
 from jaxdist.trees import path_name
 
