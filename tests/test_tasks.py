@@ -18,10 +18,12 @@ from jaxdist.data import Dataset, Loader, TreeSource, diabetes, shards
 from jaxdist.models import MODELS, Model
 from jaxdist.tasks import TASKS, Headline, Task
 from jaxdist.training import Run
+from jaxdist.training.advance import make_advance
+from jaxdist.training.due import traffic_of
 from jaxdist.training.evaluate import make_evaluate
 from jaxdist.training.state import create
 from jaxdist.training.step import make_step
-from jaxdist.training.ways import EveryStep
+from jaxdist.training.ways import Asynchronous, EveryStep
 
 K, N = 7, 45
 RNG = np.random.default_rng(0)
@@ -43,10 +45,9 @@ def run_of(task, dataset, num=4, devices=4, **options):
         dataset=dataset,
         tx=rules.compose(optax.sgd(0.1), "easgd", workers.axis, period=2, alpha=0.1),
         rule="easgd",
-        way=EveryStep(),
         shards=shards.iid(dataset.train, num, 0),
         steps=4,
-        **{"batch_size": 6} | options,
+        **{"batch_size": 6, "way": EveryStep()} | options,
     )
 
 
@@ -192,6 +193,21 @@ def test_any_tree_is_a_batch_in_any_layout():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, 2e-6, 2e-6), stepped(**layout), reference
         )
+
+
+def test_metrics_of_a_task_stand_in_unequal_rounds_and_take_no_name_that_is_taken():
+    """An integer one too."""
+    task, dataset = weighted_task(), table()
+    told = lambda name: (
+        lambda *args: (0.0 * args[0]["first"].sum(), (args[1], {name: jnp.int32(3)}))
+    )
+    way = Asynchronous(2, np.array([[2, 2, 3, 1], [0, 2, 3, 3]]))
+    run = run_of(task._replace(loss=told("seen")), dataset, batch_size=8, way=way)
+    progress = make_advance(run, traffic_of(run))(create(run), 0)
+    assert progress.metrics["seen"].tolist() == [3] * 4
+    run = run_of(task._replace(loss=told("grad_norm")), dataset, batch_size=8)
+    with pytest.raises(ValueError, match=r"the task's metrics have \['grad_norm'\]"):
+        make_advance(run, traffic_of(run))
 
 
 def test_microbatches_give_the_same_numbers_of_a_task():

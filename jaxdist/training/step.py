@@ -78,6 +78,8 @@ def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[An
         )
         params = optax.apply_updates(params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if taken_names := sorted(metrics.keys() & told.keys()):
+            raise ValueError(f"the task's metrics have {taken_names}: allowed are other names")
         metrics |= told | rules.metrics(opt_state)
         return (params, new_state, opt_state, taken + 1), metrics
 

@@ -21,6 +21,7 @@ from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState, abstract
 from jaxdist.training.step import Step, make_probe_gradient, worker_step
 from jaxdist.training.way import Way
+from jaxdist.trees import is_real
 from jaxdist.workers import Workers
 
 _RUNS = itertools.count()
@@ -99,10 +100,8 @@ def _make_rounds(run: Run, traffic: Traffic, way: Asynchronous, plain: Step) -> 
     if way.grants is not None:
         grants = np.asarray(way.grants)
         turns = lambda number: _masks(grants[number, mine])
-    told = {
-        name: here.put(np.full((len(mine), *like.shape[1:]), np.nan, like.dtype))
-        for name, like in _of_local_steps(run, feed, plain).items()
-    }
+    none = lambda x: np.full((len(mine), *x.shape[1:]), np.nan if is_real(x) else 0, x.dtype)
+    told = {name: here.put(none(x)) for name, x in _of_local_steps(run, feed, plain).items()}
     zero = here.put(np.zeros(len(mine), np.float32))
 
     def advance(state, done):
