@@ -17,7 +17,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 ROOT = Path(__file__).parents[1]
 SECONDS = 60
 
+# What ran the tests may ignore these two, and children of it then do too.
 PARENT = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import subprocess, sys, tempfile
 from experiments.launch.children import Children, ending
 with ending(), tempfile.TemporaryDirectory(dir=sys.argv[2]), Children() as children:

@@ -41,6 +41,16 @@ IMAGES = {
 }
 """The shapes of data sets that must be prepared first (ImageNet's smaller, for the memory)."""
 
+REPEATED = (
+    (component("model", "resnet50", stem="cifar"), "sgp", component("model", "mlp")),
+    (
+        component("model", "resnet20"),
+        "lgrawa",
+        component("model", "wide_resnet", depth=10, width=1),  # batch statistics as well
+    ),
+)
+"""Models, the rule with which they are traced themselves, and what stands in with other rules."""
+
 
 def stand_in(config: Config) -> Config:
     """The configuration on bundled data of the shape of its own."""
@@ -54,10 +64,10 @@ def stand_in(config: Config) -> Config:
 
 
 def lighter(config: Config) -> Config:
-    """With a smaller model where ResNet-50, which takes long to trace, comes with every rule."""
-    repeated = component("model", "resnet50", stem="cifar")
-    if config.model == repeated and config.rule.factory != "sgp":
-        return dataclasses.replace(config, model=component("model", "mlp"))
+    """With a smaller model where one that takes long to trace comes with every rule."""
+    for model, rule, instead in REPEATED:
+        if config.model == model and config.rule.factory != rule:
+            return dataclasses.replace(config, model=instead)
     return config
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_runs import norm_net, saved, tiny_run
+from ways import linear
 
 from jaxdist.data import make_augment
 from jaxdist.flatness import sam_value_and_grad
@@ -108,11 +109,14 @@ WITH_MEMORY = {
 @pytest.mark.parametrize("rule", WITH_MEMORY)
 def test_whatever_a_rule_remembers_is_in_the_checkpoint(rule, tmp_path):
     """Copies, weights, draws, what was left out or is on its way: ten steps are five and five."""
-    make = lambda steps: tiny_run(rule=rule, hyper=WITH_MEMORY[rule], steps=steps)
-    train(make(10), tmp_path / "whole", progress=False)
-    for steps in (5, 10):
-        train(make(steps), tmp_path / "halves", progress=False)
-    equal(saved(make(10), tmp_path / "halves"), saved(make(10), tmp_path / "whole"))
+    run = tiny_run(rule=rule, hyper=WITH_MEMORY[rule], model=linear(), checkpoint_every=5)
+    train(run, tmp_path, progress=False)
+    whole = saved(run, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "10")
+    (tmp_path / "summary.json").unlink()
+    assert saved(run, tmp_path).step == 5
+    train(run, tmp_path, progress=False)
+    equal(saved(run, tmp_path), whole)
 
 
 CHILD = """
