@@ -100,9 +100,10 @@ def read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """
     labels: dict[str, str] = {}
     for text in given:
-        name, equals, label = text.partition("=")
-        if equals:
-            labels[name] = label
+        known = [name for name in names if text.startswith(f"{name}=")]  # a grid's names have "="
+        name = max(known, key=len, default=text.partition("=")[0])
+        if "=" in text:
+            labels[name] = text[len(name) + 1 :]
             continue
         try:
             found = json.loads(Path(text).read_text())

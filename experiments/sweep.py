@@ -58,6 +58,8 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for a pattern that matches none.
     """
+    if twice := [pattern for pattern in dict.fromkeys(patterns) if patterns.count(pattern) > 1]:
+        raise ValueError(f"configs: {twice[0]!r} is given {patterns.count(twice[0])} times")
     names = configs.available()
     matches = [fnmatch.filter(names, pattern) or [pattern] for pattern in patterns]
     for (first, *_), pattern in zip(matches, patterns, strict=True):

@@ -89,8 +89,8 @@ def mean(
     terms, total = sum((terms, jax.tree.map(as_float, weight)), axis, groups)
     some = jax.tree.map(lambda t: t > 0, total)
     by = jax.tree.map(lambda t, some: jnp.where(some, t, 1), total, some)
-    if otherwise is None:
-        otherwise = jax.tree.map(lambda x: jnp.full_like(wide(x), jnp.nan), tree)
+    if otherwise is None:  # the same for all: it does not vary over the axis as the tree does
+        otherwise = jax.tree.map(lambda x: np.full(x.shape, np.nan, np.float32), tree)
     other = wide(otherwise)
     return jax.tree.map(average, terms, each_leaf(by), each_leaf(some), tree, other), total
 

@@ -138,6 +138,15 @@ def test_bands_are_of_the_steps_that_all_seeds_tell():
     assert (alone.x.tolist(), alone.mean.tolist(), alone.std) == ([6.0], [0.75], None)
 
 
+def test_runs_of_a_grid_have_an_equals_sign_in_their_names():
+    names = ["a,rule.period=4", "a,rule.period=40", "b"]
+    given = ["a,rule.period=4=H=4", "a,rule.period=40=H40", "b=c=d"]
+    wanted = {"a,rule.period=4": "H=4", "a,rule.period=40": "H40", "b": "c=d"}
+    assert panels.read_labels(given, names) == wanted
+    with pytest.raises(ValueError, match="unknown label of a configuration 'c'"):
+        panels.read_labels(["c=d"], names)
+
+
 @pytest.mark.parametrize("width", pictures.WIDTHS.values())
 @pytest.mark.parametrize("num", [1, 12, 30])
 def test_a_legend_of_many_runs_covers_no_curve(sweep, monkeypatch, width, num):

@@ -75,6 +75,7 @@ def test_a_grid_is_compared(tmp_path, capsys):
         ("--configs digits_dpsgd --configs digits_sgp", "--configs is given 2 times"),
         ("--configs digits_mgrawa --bytes_budget 1e6 --rule.period 4", "--bytes_budget chooses"),
         ("--configs nope_*", "'nope_*' matches no configuration"),
+        ("--configs digits_dpsgd digits_dpsgd", "'digits_dpsgd' is given 2 times"),
         ("--configs digits_mgrawa digits_local_sgd --rule.strength 1", "'digits_local_sgd'"),
         # what comes out only when the last of the runs is built
         ("--configs digits_sgp fashion_mnist_sgp --data.path nowhere", "'digits_sgp'"),

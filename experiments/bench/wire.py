@@ -156,8 +156,8 @@ def compiled_step(rule: str, hyper: dict, params, step: int) -> list[traffic.Col
     def one(shared, x):
         grads = jax.tree.map(jnp.sin, x)
         value = sum(g.sum() for g in jax.tree.leaves(grads))
-        extra = {"value": value, "grad": grads}
-        return shared, tx.update(grads, tx.init(x), x, step=step, **extra)
+        updates, extra = jax.tree.map(jnp.negative, grads), {"value": value, "grad": grads}
+        return shared, tx.update(updates, tx.init(x), x, step=step, **extra)
 
     stacked = jax.tree.map(lambda p: jax.ShapeDtypeStruct((workers.num, *p.shape), p.dtype), params)
     return traffic.compiled(workers.spmd(one).lower(0, stacked).compile().as_text())
