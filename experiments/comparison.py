@@ -70,7 +70,8 @@ def write(
     if not found:
         raise ValueError(f"workdir={str(workdir)!r} holds no finished run: {', '.join(missing)}")
     metrics.write_json(workdir / "comparison.json", found)
-    headline = common([workdir / name / f"seed_{seed}" for name in found for seed in seeds])
+    there = [workdir / name / f"seed_{seed}" for name, of in found.items() for seed in of["seeds"]]
+    headline = common(there)
     text = table(found, missing, headline)
     files.write_atomically(workdir / "comparison.md", text)
     panels.overview(logs, workdir / "comparison.png", headline=headline)

@@ -15,6 +15,7 @@ from experiments.components import SLOTS, component
 from experiments.config import Config, Mesh, build, from_plain
 from jaxdist import stacked, topology
 from jaxdist.rules import RULES
+from jaxdist.tasks import ACCURACY
 from jaxdist.traffic import Traffic
 from jaxdist.training import state
 from jaxdist.training.step import make_step
@@ -485,7 +486,7 @@ def test_a_run_that_diverged_can_be_reported_and_compared(tmp_path, capsys):
     (run / "config.json").write_text('{"config": {"rule": {"factory": "easgd"}}}')
     lines = [{"step": 2, "bytes_sent": 8}, {"step": 2, "bytes_sent": 8, "test_accuracy": 0.1}]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    train.report(json.loads((run / "summary.json").read_text()), run)
+    train.report(json.loads((run / "summary.json").read_text()), run, ACCURACY)
     comparison.write(tmp_path, ["a"], [0])
     said = capsys.readouterr().out
     assert re.search(r"test loss +nan", said)
@@ -497,7 +498,7 @@ def test_a_run_that_diverged_can_be_reported_and_compared(tmp_path, capsys):
 
 def test_table_has_the_columns_that_some_run_has():
     one = {"mean": 0.5, "std": 0.1, "values": [0.4, 0.6]}
-    measures = dict.fromkeys(comparison.MEASURES, one) | {"seeds": [0, 1]}
+    measures = dict.fromkeys(comparison.measures(ACCURACY), one) | {"seeds": [0, 1]}
     some = ("center_accuracy", "virtual_seconds")
     without = {name: of for name, of in measures.items() if name not in some}
     first, *_ = comparison.table({"a": without}).splitlines()
