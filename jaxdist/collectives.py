@@ -90,7 +90,7 @@ def mean(
     some = jax.tree.map(lambda t: t > 0, total)
     by = jax.tree.map(lambda t, some: jnp.where(some, t, 1), total, some)
     if otherwise is None:  # the same for all: it does not vary over the axis as the tree does
-        otherwise = jax.tree.map(lambda x: np.full(x.shape, np.nan, np.float32), tree)
+        otherwise = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, jnp.float32), tree)
     other = wide(otherwise)
     return jax.tree.map(average, terms, each_leaf(by), each_leaf(some), tree, other), total
 
