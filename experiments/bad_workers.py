@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments import cli, configs
+from experiments.build import build
 from experiments.components import read_component
-from experiments.config import build
 from jaxdist import files
 from jaxdist.training import metrics, train
 

@@ -39,8 +39,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import cli
+from experiments.build import build
 from experiments.components import component, read_component
-from experiments.config import Config, build
+from experiments.config import Config
 from jaxdist import files
 from jaxdist.analysis import Density, Fit, fit_dim_delta, gaussian_density, nn_error_curve
 from jaxdist.data import Dataset, Source, normalize

@@ -147,7 +147,8 @@ def restore(folder: Path) -> "tuple[Run, TrainState]":
         ValueError: if there is none, or it is damaged.
     """
     from experiments import configs
-    from experiments.config import Mesh, build
+    from experiments.build import build
+    from experiments.config import Mesh
     from jaxdist.training import record
     from jaxdist.training.checkpoint import Checkpoints
 

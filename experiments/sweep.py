@@ -91,7 +91,7 @@ def _sweep(argv: Sequence[str], asked: argparse.Namespace) -> None:
     cli.start(max(job.arguments.run.devices for job in jobs.values()))
 
     from experiments import comparison
-    from experiments.config import paced
+    from experiments.build import paced
     from jaxdist.training import multihost, train
 
     todo, timelines = _checked(jobs, seeds, asked.workdir), {}
@@ -135,7 +135,7 @@ def _checked(
             training would find, of all runs before the first of them is trained.
     """
     from experiments import ignored
-    from experiments.config import paced
+    from experiments.build import paced
     from jaxdist.training import record
     from jaxdist.training.advance import make_advance
     from jaxdist.training.due import traffic_of
@@ -221,7 +221,7 @@ def within(config: "Config", budget: float) -> "Config":
     import jax
     import optax
 
-    from experiments.config import build
+    from experiments.build import build
     from jaxdist import rules
     from jaxdist.traffic import Traffic
 

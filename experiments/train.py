@@ -69,7 +69,7 @@ def _train(argv: Sequence[str], given: argparse.Namespace, default: "Config") ->
     cli.start(arguments.run.devices)
 
     from experiments import ignored
-    from experiments.config import build
+    from experiments.build import build
     from jaxdist.training import multihost, record, train
 
     run = build(arguments.run)

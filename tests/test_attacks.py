@@ -10,8 +10,9 @@ import pytest
 from ways import advanced
 
 from experiments import bad_workers, configs
+from experiments.build import build
 from experiments.components import read_component
-from experiments.config import build, from_plain
+from experiments.config import from_plain
 from jaxdist import attacks
 
 W, BAD, D = 6, 2, 4

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import cli, comparison, configs, sweep, train
+from experiments.build import build
 from experiments.components import SLOTS, component
-from experiments.config import Config, Mesh, build, from_plain
+from experiments.config import Config, Mesh, from_plain
 from jaxdist import stacked, topology
 from jaxdist.rules import RULES
 from jaxdist.tasks import ACCURACY

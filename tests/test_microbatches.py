@@ -14,8 +14,9 @@ from tiny_runs import few_digits, norm_net, saved, tiny_run
 from ways import advanced, close, linear, linear_run
 
 from experiments import configs
+from experiments.build import build
 from experiments.components import read_component
-from experiments.config import build, from_plain
+from experiments.config import from_plain
 from jaxdist import Workers, rules, traffic
 from jaxdist.data import Loader, make_augment, normalize
 from jaxdist.flatness import sam_value_and_grad

@@ -143,7 +143,7 @@ def test_a_file_that_has_moved_goes_on(trained, fresh, tmp_path, monkeypatch):
 def test_a_config_file_may_register(fresh, tmp_path, capsys, monkeypatch):
     built = []
     monkeypatch.setattr("jaxdist.training.train", lambda run, *_, **__: 1 / 0)
-    monkeypatch.setattr("experiments.config.build", lambda config: built.append(config) or 1 / 0)
+    monkeypatch.setattr("experiments.build.build", lambda config: built.append(config) or 1 / 0)
     file = tmp_path / "mine.py"
     body = "import dataclasses\nfrom experiments.components import component\n"
     base = "from experiments.configs.recipes import digits\n"

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from experiments import comparison, configs, sweep
-from experiments.config import Config, build, from_plain, paced
+from experiments.build import build, paced
+from experiments.config import Config, from_plain
 from experiments.optimizers import by_step
 from experiments.pace import Clock
 from jaxdist.training.advance import make_advance

@@ -17,7 +17,7 @@ import numpy as np
 from experiments import configs
 from experiments.bench import fault_trials as run_of
 from experiments.bench.fault_trials import LOG_EVERY, HangError, Job, Running
-from experiments.config import build
+from experiments.build import build
 from jaxdist.training import metrics
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.record import CHECKPOINTS, CONFIG, METRICS

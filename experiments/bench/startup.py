@@ -25,7 +25,7 @@ SIDES = {
 from experiments import cli, configs
 config = configs.load("digits_mgrawa")
 cli.start(config.workers)
-from experiments.config import build
+from experiments.build import build
 from experiments.bench.common import Stepper
 Stepper(build(config), warm_up=1)
 """,

@@ -82,8 +82,7 @@ def diabetes() -> Dataset:
     from sklearn.datasets import load_diabetes  # takes a second to import
 
     x, y = load_diabetes(return_X_y=True)
-    test = np.zeros(len(y), bool)
-    test[np.argsort(y, kind="stable")[::5]] = True
+    test = _every_fifth(y)
     standard = lambda a: (a - a[~test].mean(0)) / a[~test].std(0)
     x, y = standard(x), standard(y)
     train, test = (TreeSource((x[part], y[part])) for part in (~test, test))
@@ -95,9 +94,14 @@ def _load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits  # takes a second to import
 
     bunch = load_digits()
-    test = np.zeros(len(bunch.target), bool)
-    test[np.argsort(bunch.target, kind="stable")[::5]] = True
-    return bunch.images, bunch.target, test
+    return bunch.images, bunch.target, _every_fifth(bunch.target)
+
+
+def _every_fifth(target: np.ndarray) -> np.ndarray:
+    """Every fifth example in order of the target, `[N]` bool: those for testing."""
+    test = np.zeros(len(target), bool)
+    test[np.argsort(target, kind="stable")[::5]] = True
+    return test
 
 
 def _interpolation(size: int, resize: str) -> np.ndarray:

@@ -141,9 +141,7 @@ class TokenSource:
         Raises:
             ValueError: if the sequences have none, as those of a text.
         """
-        if self._labels is None:
-            raise ValueError("this data set has no labels: allowed are shards that need none (iid)")
-        return self._labels.astype(np.int32)
+        return _given(self._labels)
 
 
 class TreeSource:
@@ -188,9 +186,7 @@ class TreeSource:
         Raises:
             ValueError: if none were given.
         """
-        if self._labels is None:
-            raise ValueError("this data set has no labels: allowed are shards that need none (iid)")
-        return np.asarray(self._labels).astype(np.int32)
+        return _given(self._labels)
 
 
 def image_dataset(
@@ -226,3 +222,9 @@ def image_dataset(
     std = np.sqrt(np.maximum(squares / num / 255**2 - mean**2, 0))
     std = np.where(std < 1e-6, 1.0, std)
     return Dataset(train, test, shape, num_classes, tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _given(labels: np.ndarray | None) -> np.ndarray:
+    if labels is None:
+        raise ValueError("this data set has no labels: allowed are shards that need none (iid)")
+    return np.asarray(labels).astype(np.int32)

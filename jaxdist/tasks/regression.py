@@ -32,6 +32,9 @@ def regression(
         dataset: whose `mean` and `std` normalise the inputs.
         error: what is minimised; evaluations report it as "loss".
 
+    Raises:
+        ValueError: for an unknown error; by the loss, if targets and outputs differ in shape.
+
     Example:
         >>> means = {"squared": np.array([0.1]), "absolute": np.array([0.2]), "y": np.array([1.0])}
         >>> means |= {"y_squared": np.array([2.0]), "loss": np.float64(0.1)}
