@@ -22,8 +22,7 @@ class OuterState(NamedTuple):
         anchor: theta, the parameters after the last outer step, in float32 or wider; the same on
             all workers.
         outer: the outer optimizer's state.
-        metrics: anchor_distance, ||x_i - theta|| before the last outer step, and outer_step, the
-            length of that step.
+        metrics: anchor_distance, ||x_i - theta|| before the last outer step.
         memory: of the compressed exchange, () without compression.
     """
 
@@ -135,7 +134,7 @@ def _outer(axis, period, outer, compress, aggregate):
     means = Means(axis, compress, reference=False, aggregate=aggregate)
 
     def init(params):
-        metrics = dict.fromkeys(("anchor_distance", "outer_step"), jnp.float32(0))
+        metrics = {"anchor_distance": jnp.float32(0)}
         anchor = wide(params)
         return OuterState(base.counter(), anchor, outer.init(anchor), metrics, means.init(params))
 
@@ -146,10 +145,7 @@ def _outer(axis, period, outer, compress, aggregate):
         updates, outer_state = outer.update(gradient, state.outer, anchor)
         moved = optax.apply_updates(anchor, updates), outer_state
         new, outer_state = choose(total > 0, moved, (anchor, state.outer))
-        metrics = {
-            "anchor_distance": base.norm(apart),
-            "outer_step": base.distance(new, anchor),
-        }
+        metrics = {"anchor_distance": base.norm(apart)}
         state = state._replace(anchor=new, outer=outer_state, metrics=metrics, memory=memory)
         return jax.tree.map(lambda x, a: a.astype(x.dtype), x, new), state
 
