@@ -1,4 +1,4 @@
-"""A griffe extension: equations in docstrings become code blocks, so that their lines stay apart."""
+"""A griffe extension: equations and examples in docstrings become code blocks."""
 
 import re
 
@@ -9,17 +9,17 @@ SECTION = re.compile(r"^(Args|Attributes|Example|Raises|Reference|Returns|Warns|
 
 
 def blocks(text: str) -> str:
-    """The docstring with paragraphs before its sections that hold an equation or a table indented.
+    r"""Indents paragraphs before the sections that hold an equation or a table, and names examples.
 
     Example:
-        >>> blocks("A rule.\\n\\nx_i <- y_i\\n\\nProse.")
-        'A rule.\\n\\n    x_i <- y_i\\n\\nProse.'
+        >>> blocks("A rule.\n\nx_i <- y_i\n\nProse.")
+        'A rule.\n\n    x_i <- y_i\n\nProse.'
     """
     start = found.start() if (found := SECTION.search(text)) else len(text)
     head = text[:start].split("\n\n")
     indent = lambda part: "\n".join("    " + line for line in part.splitlines())
     head = [indent(part) if EQUATION.search(part) else part for part in head]
-    return "\n\n".join(head) + text[start:]
+    return "\n\n".join(head) + text[start:].replace("Example:\n ", "Examples:\n ")
 
 
 class Equations(griffe.Extension):
