@@ -127,7 +127,7 @@ class Traffic:
         num_workers: int,
         *,
         only: Sequence[str] | None = None,
-        **extra,
+        **extra: Any,
     ) -> "Traffic":
         """Traces `tx.update` once, abstractly, on `num_workers` workers.
 

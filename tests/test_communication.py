@@ -271,6 +271,11 @@ def test_bytes_sent_adds_up_step_by_step():
     assert tally.bytes_sent(3, 3) == 0
 
 
+def test_a_graph_that_leaves_workers_out_of_a_matching_counts_on_both_axes():
+    of = lambda axis: traffic.Traffic.of(rules.dpsgd(axis, topology="star"), jnp.zeros(3), W)
+    assert of(("worker", "local")).at(0) == of("worker").at(0) != []
+
+
 def test_a_sum_in_one_program_is_one_all_reduce_whatever_the_types():
     workers = Workers.create(W)
     x = {"a": jnp.ones((W, 3)), "b": jnp.ones((W, 2), jnp.bfloat16)}
