@@ -22,6 +22,7 @@ from jaxdist.training.metrics import MetricsWriter, plain
 from jaxdist.training.progress import Show
 from jaxdist.training.run import Run
 from jaxdist.training.stopwatch import Stopwatch
+from jaxdist.training.tracker import WandbWriter
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class Journal:
             self._writers.append(lines)
             if run.tensorboard:
                 self._writers.append(EventsWriter(workdir / record.TENSORBOARD, step))
+            if run.wandb is not None:
+                self._writers.append(WandbWriter(workdir, run))
         before = lambda name: max(last.get(name, 0.0), told.get(name, 0.0))
         self._began = time.monotonic() - before("seconds")
         self._watch = Stopwatch(before("train_seconds"))

@@ -23,7 +23,7 @@ from jaxdist.training.run import Run
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, PLOTS, TENSORBOARD = "checkpoints", "plots", "tensorboard"
-PROFILE = "profile"
+PROFILE, WANDB = "profile", "wandb.json"
 
 
 @contextlib.contextmanager
@@ -78,7 +78,12 @@ def begin(workdir: Path, run: Run, start: int) -> None:
     if start == 0:
         for events in (workdir / TENSORBOARD).glob("events.out.tfevents.*"):
             events.unlink()
-    write_json(workdir / CONFIG, describe(run))
+        (workdir / WANDB).unlink(missing_ok=True)
+    told = describe(run)
+    if run.start is not None:  # when it goes on nothing is read again
+        before = (read_json(workdir / CONFIG) or {}).get("start")
+        told["start"] = run.start.about if start == 0 else before
+    write_json(workdir / CONFIG, told)
 
 
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
