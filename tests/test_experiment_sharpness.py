@@ -10,11 +10,12 @@ import pytest
 from tiny_runs import norm_net, tiny_run
 
 from experiments import sharpness, train
+from experiments.load import load
 from jaxdist import stacked
 from jaxdist.losses import cross_entropy
 from jaxdist.sharpness import MEASURES as ALL
 from jaxdist.sharpness import loss_slice
-from jaxdist.training import create
+from jaxdist.training import Loaded, create
 
 MEASURES = ["gradient_norm", "lpf(num_samples=2)", "pac_bayes(num_samples=2)"]
 FEW = ["--examples", "96", "--batch_size", "64", "--measures", *MEASURES]
@@ -49,8 +50,9 @@ def measured_loss(run):
 def test_run_is_measured_at_its_mean_its_center_and_its_workers(measured):
     folder, told = measured
     assert list(told["points"]) == ["mean", "center", "worker 0", "worker 1"]
-    run, state = sharpness.restore(folder)
-    assert told["step"] == int(state.step) == 6
+    found = load(folder)
+    run, state = found.run, found.train_state
+    assert told["step"] == found.step == 6
     params = {"mean": stacked.mean(state.params), "worker 1": stacked.worker(state.params, 1)}
     for name, each in params.items():
         found = told["points"][name]["loss"]["value"]
@@ -67,7 +69,8 @@ def test_plain_parameters_on_request(measured, tmp_path):
     sharpness.main(["--workdir", str(copy), *words])
     told = json.loads((copy / "sharpness" / "sharpness.json").read_text())
     assert list(told["points"]) == ["mean"]  # what was measured otherwise is not mixed in
-    run, state = sharpness.restore(folder)
+    found = load(folder)
+    run, state = found.run, found.train_state
     grads = jax.grad(measured_loss(run))(stacked.mean(state.params))
     norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
     found = told["points"]["mean"]["gradient_norm"]["value"]
@@ -114,7 +117,7 @@ def test_reestimated_statistics_are_those_of_the_measured_examples():
     run = tiny_run(num=2, devices=2, model=norm_net(), batch_norm="reestimate")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 8, 1), np.uint8)
     stack = pixels, np.zeros((3, 16), np.int32)
-    params, statistics = sharpness.points(run, create(run), ["mean"], stack)["mean"]
+    params, statistics = sharpness.points(Loaded(run, create(run)), ["mean"], stack)["mean"]
     assert params["kernel"].shape == (64, 10)
     flat = ((pixels / 255 - run.dataset.mean) / run.dataset.std).reshape(-1, 64)
     np.testing.assert_allclose(statistics["norm"]["mean"], flat.mean(0), atol=1e-6)

@@ -118,7 +118,7 @@ def check_free(path: str | Path, *, force: bool = False) -> Path:
     path = local_path("file", path)
     _check_format(path)
     if path.exists() and not force:
-        raise ValueError(f"file={str(path)!r} is there already: allowed is a new one, or force")
+        raise ValueError(f"file={str(path)!r} is there already: allowed is a new one, or --force")
     return path
 
 

@@ -20,8 +20,8 @@ class Start:
 
     Args:
         read: reads the model; what it says `about` itself is kept in the run's `config.json`.
-        prefixes: begins of the paths of leaves, as "dense" or "block_0/norm"; only parameters and
-            other variables under them are taken, the rest is the initialiser's. None: all.
+        prefixes: beginnings of the paths of leaves, as "dense" or "block_0/norm"; only parameters
+            and other variables under them are taken, the rest is the initialiser's. None: all.
 
     Attributes:
         about: what was read, once it is: the model's `about`, its "sha256", and the "leaves" that
@@ -60,7 +60,7 @@ class Start:
             if not any(_is_under(name, prefix) for name in wanted):
                 raise ValueError(
                     f"start_prefix={prefix!r}: no leaf of the model is under it; allowed are "
-                    f"begins of {_listed(name.partition('/')[2] for name in flatten(model))}"
+                    f"beginnings of {_listed(name.partition('/')[2] for name in flatten(model))}"
                 )
         both = [name for name in wanted if name in there]
         shape = lambda name: (tuple(there[name].shape), tuple(wanted[name].shape))
