@@ -21,9 +21,6 @@ class WandbWriter:
     Args:
         workdir: the run's folder.
         run: the run; its `wandb` is the project.
-
-    Raises:
-        ValueError: if the workdir's run is in another project, or its `wandb.json` damaged.
     """
 
     def __init__(self, workdir: Path, run: Run):
@@ -33,12 +30,6 @@ class WandbWriter:
         if (told := record.read_json(path)) is None:
             told = {"project": run.wandb, "id": secrets.token_hex(4)}
             write_json(path, told)
-        if not isinstance(told, dict) or not isinstance(told.get("id"), str):
-            raise ValueError(f"{path} is not what a run writes; nothing was changed")
-        if told.get("project") != run.wandb:
-            raise ValueError(
-                f"wandb={run.wandb!r}: allowed is {told.get('project')!r}, where the run is already"
-            )
         self._run = wandb.init(
             project=run.wandb,
             id=told["id"],
