@@ -72,7 +72,7 @@ def read(text: str, headline: Headline) -> Target:
             raise ValueError(f"target={text!r}: of {name} {better} is better; write {name}={value}")
         rising = headline.higher_is_better
         if headline.percent and not 0 < value <= 1:
-            raise ValueError(f"target={text}: allowed is a {headline.name} in (0, 1]")
+            raise ValueError(f"target={text}: allowed is one in (0, 1]")
     elif rising is None and name.endswith("loss"):
         rising = False
     elif rising is None:

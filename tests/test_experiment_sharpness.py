@@ -99,6 +99,22 @@ def test_same_command_measures_nothing_twice(measured, monkeypatch, capsys):
         sharpness.main(["--workdir", str(folder), *FEW[:4], "--measures", "lpf(num_samples=3)"])
 
 
+def test_the_distance_is_from_where_a_run_began(trained, tmp_path, capsys):
+    """PAC-Bayes bounds grow with it; a start that holds other numbers since is none."""
+    source, folder = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(trained / "digits_easgd" / "seed_0", source)
+    flags = ["--steps", "1", "--learning_rate", "1e-6", "--workers", "2", "--model.widths", "4"]
+    words = ["--config", "digits_local_sgd", "--workdir", str(folder), "--no-progress", *flags]
+    train.main([*words, "--start", str(source)])
+    found = load(folder)
+    begun = sharpness._initial(found.run, folder)
+    gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), begun, found.mean.params)
+    assert 0 < max(jax.tree.leaves(gap)) < 1e-4
+    shutil.rmtree(source)
+    shutil.copytree(trained / "digits_easgd" / "seed_1", source)
+    fails(capsys, "holds other numbers now", "--workdir", str(folder), *FEW)
+
+
 def test_sweep_is_compared(trained, measured):
     sharpness.main(["--workdir", str(trained), "--of", "mean", *FEW])
     found = json.loads((trained / "sharpness" / "sharpness.json").read_text())
