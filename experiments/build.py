@@ -1,8 +1,10 @@
 """A run from its configuration: workers, data, task, rule, and how it advances."""
 
 import dataclasses
+import functools
 import inspect
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import optax
 
 from experiments.components import component
 from experiments.config import Augment, Config
+from experiments.load import read_start
 from experiments.optimizers import by_step
 from experiments.pace import pace
 from jaxdist import rules
@@ -17,40 +20,48 @@ from jaxdist.checks import LARGEST
 from jaxdist.clock import Timeline
 from jaxdist.data import Dataset, Sampler, with_flipped_labels, with_label_noise
 from jaxdist.tasks import Task
-from jaxdist.training import Run
+from jaxdist.training import Run, Start
 from jaxdist.training.way import Way
 from jaxdist.training.ways import EveryStep, Overlap, Rounds
 from jaxdist.workers import Workers
 
 
-def build(config: Config) -> Run:
+def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Run:
     """Builds what the run needs: workers, data, model and transformation.
+
+    Args:
+        config: the configuration.
+        devices: where its workers are; None for where a run trains.
 
     Raises:
         ValueError: from the part that a wrong value belongs to.
     """
-    return paced(config)[0]
+    return paced(config, devices)[0]
 
 
-def paced(config: Config) -> tuple[Run, Timeline | None]:
+def paced(
+    config: Config, devices: Sequence[jax.Device] | None = None
+) -> tuple[Run, Timeline | None]:
     """`build`, and the run's timeline on its virtual clock, None without one."""
     if not config.workers:
         workers = max(jax.device_count() // config.devices_per_worker, 1)
         config = dataclasses.replace(config, workers=workers)
     clock = config.clock
     if not clock.budget:
-        return _paced(config, config)
+        return _paced(config, config, devices)
     longest = dataclasses.replace(clock, budget=0.0)
     steps = math.ceil(clock.budget / clock.step_seconds) * 2
-    run, _ = _paced(dataclasses.replace(config, clock=longest, steps=steps), config)
+    run, _ = _paced(dataclasses.replace(config, clock=longest, steps=steps), config, devices)
     within = int(np.searchsorted(run.virtual_seconds, clock.budget, side="right"))
     steps = max(within, 1) * run.way.unit
-    return _paced(dataclasses.replace(config, clock=longest, steps=steps), config)
+    return _paced(dataclasses.replace(config, clock=longest, steps=steps), config, devices)
 
 
-def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
+def _paced(
+    config: Config, described: Config, devices: Sequence[jax.Device] | None
+) -> tuple[Run, Timeline | None]:
     inner = dataclasses.asdict(config.mesh) if config.mesh.fsdp > 1 else None
-    places = _devices(config)
+    places = _devices(config) if devices is None else [devices]
     workers, *beside = (Workers.create(config.workers, devices=d, inner=inner) for d in places)
     dataset = config.data()
     if len(dataset.input_shape) != 3 and config.augment != Augment():
@@ -95,11 +106,20 @@ def _paced(config: Config, described: Config) -> tuple[Run, Timeline | None]:
         checkpoint_every=config.checkpoint_every,
         revive_every=config.revive_every,
         way=_way(config, next(iter(beside), None)),
+        start=_start(config),
         tensorboard=config.tensorboard,
+        wandb=config.wandb,
         elastic=config.base_workers > 0,
         description=described.plain(),
     )
     return pace(config, run, make)
+
+
+def _start(config: Config) -> Start | None:
+    if config.start is None:
+        return None
+    read = functools.partial(read_start, config.start, config.start_from)
+    return Start(read, config.start_prefix)
 
 
 def _way(config: Config, others: Workers | None) -> Way:

@@ -26,8 +26,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         """As argparse's own, which `parse_args` calls too."""
         args = sys.argv[1:] if args is None else list(args)
+        first = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
+        positional = any(not action.option_strings for action in self._actions)
         try:
-            flags.split(args)
+            flags.split(args[first:] if positional else args)
         except ValueError as error:
             self.error(str(error))
         return super().parse_known_args(args, namespace)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import panels
+from experiments import panels, targets
 from experiments.seeds import spread
+from experiments.targets import Target
 from jaxdist import clock, files, pictures
 from jaxdist.clock import Timeline
 from jaxdist.tasks import ACCURACY, Headline
@@ -46,7 +47,7 @@ def common(workdirs: Sequence[Path]) -> Headline:
 
 
 def write(
-    workdir: Path, names: Sequence[str], seeds: Sequence[int], target: float | None = None
+    workdir: Path, names: Sequence[str], seeds: Sequence[int], target: str | None = None
 ) -> None:
     """Writes `comparison.png`, `.pdf`, `.md` and `.json`, and prints the table.
 
@@ -56,7 +57,7 @@ def write(
         workdir: the folder that holds the runs, `<name>/seed_<seed>`.
         names: the configurations.
         seeds: the seeds that each was trained with.
-        target: of the task's headline, as a test accuracy; the table then says when it was reached.
+        target: as `targets.read` takes it; the table then says when it was reached.
     """
     found, logs, missing = {}, {}, []
     for name in names:
@@ -72,13 +73,13 @@ def write(
     metrics.write_json(workdir / "comparison.json", found)
     there = [workdir / name / f"seed_{seed}" for name, of in found.items() for seed in of["seeds"]]
     headline = common(there)
-    text = table(found, missing, headline)
+    text = table(found, missing, headline, target)
     files.write_atomically(workdir / "comparison.md", text)
     panels.overview(logs, workdir / "comparison.png", headline=headline)
     print(f"\n{text}\n{workdir / 'comparison.png'}")
 
 
-def summarize(runs: Sequence[Path], target: float | None = None) -> dict[str, Any]:
+def summarize(runs: Sequence[Path], target: str | None = None) -> dict[str, Any]:
     """Mean, standard deviation (NaN of one run) and values of each measure over some runs.
 
     Args:
@@ -87,7 +88,8 @@ def summarize(runs: Sequence[Path], target: float | None = None) -> dict[str, An
             "virtual_seconds_to_target" are when an evaluation first reached it, NaN if none did.
     """
     headline = common(runs)
-    summaries = [_summary(run, target, headline) for run in runs]
+    goal = None if target is None else targets.read(target, headline)
+    summaries = [_summary(run, goal, headline) for run in runs]
     config = json.loads((runs[0] / record.CONFIG).read_text())["config"]
     steps = [summary["steps"] for summary in summaries]
     found: dict[str, Any] = {"rule": config["rule"]}
@@ -104,6 +106,7 @@ def table(
     found: Mapping[str, Mapping[str, Any]],
     missing: Sequence[str] = (),
     headline: Headline = ACCURACY,
+    target: str | None = None,
 ) -> str:
     """A Markdown table, the best mean headline first, without columns that no run has.
 
@@ -111,6 +114,7 @@ def table(
         found: what `summarize` gives for each configuration, with its "seeds".
         missing: the runs that are not finished.
         headline: what they are compared by.
+        target: what was to be reached, as `write` has it.
     """
     plain = lambda of: spread(of["values"])
     score = lambda of: spread(of["values"], headline.scale, headline.unit)
@@ -149,6 +153,8 @@ def table(
         "workers: in a graph some have more neighbours. Training seconds are without compiling,",
         "evaluating and saving, on a machine that all runs may have shared.",
     ]
+    if target is not None:
+        notes.append(f"The target is {targets.read(target, headline)} in an evaluation.")
     if uneven := [name for name, of in found.items() if isinstance(of.get("steps"), list)]:
         notes.append(f"The seeds ended at different steps, the curves at the first: {uneven}.")
     if missing:
@@ -180,7 +186,7 @@ def of_workers(summary: Mapping[str, Any], headline: Headline) -> dict[str, floa
     return {mean_name: each.mean(), worst_name: worst}
 
 
-def _summary(run: Path, target: float | None, headline: Headline) -> dict[str, Any]:
+def _summary(run: Path, target: Target | None, headline: Headline) -> dict[str, Any]:
     """A run's summary, with what its workers have and what its lines tell at the end."""
     summary = json.loads((run / record.SUMMARY).read_text())
     summary |= of_workers(summary, headline)
@@ -188,7 +194,7 @@ def _summary(run: Path, target: float | None, headline: Headline) -> dict[str, A
     for line in lines:
         summary |= {m: line[m] for m in ("consensus_before_sync", "train_seconds") if m in line}
     if target is not None:
-        there = [line for line in lines if headline.reaches(line.get(headline.test), target)]
+        there = [line for line in lines if target.reached(line)]
         for kind in filter(summary.__contains__, CLOCKS):
             summary[f"{kind}_to_target"] = there[0].get(kind, np.nan) if there else np.nan
     return summary

@@ -13,7 +13,10 @@ from experiments.pace import Clock
 from jaxdist.checks import LARGEST
 from jaxdist.data import make_augment
 from jaxdist.names import lookup
+from jaxdist.training.portable import point_name
 from jaxdist.training.run import check_microbatches
+
+_OF_START = ("start", "start_from", "start_prefix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +115,17 @@ class Config:
     revive_every: int = 0
     """Steps between looks for workers that are not finite, which then start again from the others;
     0: never."""
+    start: str | None = None
+    """Begin from given parameters: the folder of a run, or a file (.npz, .safetensors) that
+    experiments.export wrote. It is read at step 0 only."""
+    start_from: str = "mean"
+    """The model of a run to begin from: mean, center, or a worker's number."""
+    start_prefix: tuple[str, ...] = ()
+    """Take only leaves whose path begins so, as 'block_0/norm', the rest from the initialiser."""
     tensorboard: bool = False
     """Write TensorBoard events besides the JSON lines."""
+    wandb: str | None = None
+    """Write the lines to this project of Weights & Biases as well."""
 
     def __post_init__(self):
         least = {"workers": 0, "base_workers": 0, "batch_size": 1, "microbatches": 1, "seed": 0}
@@ -124,6 +136,10 @@ class Config:
             if isinstance(value, int) and value > LARGEST:
                 raise ValueError(f"{name}={value}: allowed are integers to {LARGEST}")
         check_microbatches(self.batch_size, self.microbatches)
+        try:
+            point_name(self.start_from)
+        except ValueError as error:
+            raise ValueError(str(error).replace("which=", "start_from=", 1)) from None
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps}: allowed are integers from 1, or None")
         for name in ("epochs", "learning_rate"):
@@ -153,6 +169,8 @@ class Config:
         """The whole configuration as plain JSON types; `from_plain` reads it back."""
         plain = dataclasses.asdict(self)
         plain |= {slot: getattr(self, slot).plain() for slot in SLOTS}
+        if self.start is None:  # as in the runs that were made before there was one
+            plain = {name: value for name, value in plain.items() if name not in _OF_START}
         return json.loads(json.dumps(plain))  # lists for tuples, as they are read back
 
 
@@ -168,4 +186,5 @@ def from_plain(plain: Mapping[str, Any]) -> Config:
     parts = {slot: read_plain(slot, plain[slot]) for slot in SLOTS if slot in plain}
     nested = {"augment": Augment, "clock": Clock, "mesh": Mesh}
     read = {name: kind(**plain.get(name, {})) for name, kind in nested.items()}
+    read |= {name: tuple(plain[name]) for name in ("start_prefix",) if name in plain}
     return Config(**plain | parts | read)

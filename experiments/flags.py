@@ -12,7 +12,7 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-REPEATABLE = ("with", "import")
+REPEATABLE = ("with", "import", "rule")
 """Flags that may be given several times."""
 
 _UNSAFE = re.compile(r"[^\w.()=+-]+")  # in the name of a folder
@@ -170,6 +170,16 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     return next((flag for flag, part in last.items() if part in near), None)
 
 
+def in_folder(value: str) -> str:
+    """A flag's value as part of the name of a folder.
+
+    Example:
+        >>> in_folder("torus(rows=2), ring")
+        'torus(rows=2)_ring'
+    """
+    return _UNSAFE.sub("_", value)
+
+
 def grid(given: Sequence[Given], known: Mapping[str, int | None]) -> list[tuple[str, list[str]]]:
     """The command lines of all combinations, where flags of one value are given several.
 
@@ -190,7 +200,7 @@ def grid(given: Sequence[Given], known: Mapping[str, int | None]) -> list[tuple[
     choices = []
     for name, word, values in given:
         if known.get(name) == 1 and len(values) > 1:
-            shown = [f"{name}={_UNSAFE.sub('_', value)}" for value in values]
+            shown = [f"{name}={in_folder(value)}" for value in values]
             if len({*shown}) < len(shown):
                 raise ValueError(f"{word} {' '.join(values)}: two of the values are the same")
             pairs = zip(shown, values, strict=True)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 import jax
 
 from experiments.config import Config
+from jaxdist.checks import local_path
 from jaxdist.training import Run
 
 _WITHOUT_NOISE = ("plain", "sam", "asam")
@@ -41,5 +42,9 @@ def _without_effect(config: Config, run: Run) -> Iterator[tuple[Collection[str],
         yield ["shared_noise"], f"gradient={gradient} perturbs at random nowhere (lpf does)"
     if not config.optimizer.options().get("momentum", 1):
         yield ["optimizer.nesterov", "optimizer.no_nesterov"], "momentum is 0"
+    if config.start is None:
+        yield ["start_from", "start_prefix"], "the run begins from its initialiser without --start"
+    elif not local_path("start", config.start).is_dir():
+        yield ["start_from"], f"--start {config.start} is a file, of one model"
     if not jax.eval_shape(run.task.init, jax.random.key(0))[1]:
         yield ["batch_norm"], f"the model {config.model.factory} has no BatchNorm"

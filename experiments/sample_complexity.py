@@ -27,7 +27,6 @@ of the test points, exact mean distances where they draw 1000, the best delta of
 """
 
 import argparse
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+import jaxdist
 from experiments import cli
 from experiments.build import build
 from experiments.components import component, read_component
@@ -46,8 +46,7 @@ from jaxdist import files
 from jaxdist.analysis import Density, Fit, fit_dim_delta, gaussian_density, nn_error_curve
 from jaxdist.data import Dataset, Source, normalize
 from jaxdist.models import Model
-from jaxdist.training import Run, metrics, record, train
-from jaxdist.training.checkpoint import Checkpoints
+from jaxdist.training import Run, metrics, train
 
 FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 FEATURES_AT = 0.5  # the fraction whose network gives the features
@@ -200,10 +199,7 @@ def part(config: Config, num: int, fraction: float) -> Run:
 
 def restore(run: Run, folder: Path) -> tuple[Any, Any]:
     """The parameters and the other variables at the end of a run of one worker."""
-    saved = Checkpoints(folder.absolute() / record.CHECKPOINTS, run)
-    with contextlib.closing(saved):
-        state = saved.restore()
-    return jax.tree.map(lambda x: x[0], (state.params, state.model_state))
+    return tuple(jaxdist.load(folder, run).worker(0))
 
 
 def make_look(model: Model, dataset: Dataset) -> Look:

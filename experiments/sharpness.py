@@ -15,7 +15,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from experiments import cli
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import jax
 
     from jaxdist.tasks import Task
-    from jaxdist.training import Run, TrainState
+    from jaxdist.training import Loaded, Point, Run
 
 PROG = "python -m experiments.sharpness"
 OF = ("mean", "center", "workers")
@@ -133,61 +133,16 @@ def read_measures(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     return {name: DEFAULTS.get(name, {}) | options for name, options in calls}
 
 
-class Point(NamedTuple):
-    """Parameters of one model, and its other variables."""
-
-    params: Any
-    model_state: Any
-
-
-def restore(folder: Path) -> "tuple[Run, TrainState]":
-    """A run and the state in its last checkpoint, laid out on the devices that there are.
-
-    Raises:
-        ValueError: if there is none, or it is damaged.
-    """
-    from experiments import configs
-    from experiments.build import build
-    from experiments.config import Mesh
-    from jaxdist.training import record
-    from jaxdist.training.checkpoint import Checkpoints
-
-    config = configs.load(str(folder / record.CONFIG))
-    run = build(dataclasses.replace(config, mesh=Mesh(), overlap="inside"))
-    run = dataclasses.replace(run, description=config.plain())
-    checkpoints = Checkpoints((folder / record.CHECKPOINTS).absolute(), run)
-    if checkpoints.latest() is None:
-        raise ValueError(f"workdir={str(folder)!r} holds no checkpoint")
-    return run, checkpoints.restore()
-
-
-def points(run: "Run", state: "TrainState", of: Sequence[str], stack: Any) -> dict[str, Point]:
+def points(found: "Loaded", of: Sequence[str], stack: Any) -> "dict[str, Point]":
     """What there is to measure: "mean", "center" if the rule keeps one, "worker 0" and so on.
 
     The mean and the centre have the mean of the workers' BatchNorm statistics or, where the run
     re-estimates them, those of a stack of batches, `[N, B, ...]`. A worker that is not finite is
     left out.
     """
-    import jax
-    import numpy as np
-
-    from jaxdist import models, stacked
-    from jaxdist.training.evaluate import candidates
-
-    found = {}
-    for name, params in candidates(state.params, state.opt_state).items():
-        if name in of:
-            statistics = stacked.mean(state.model_state) if state.model_state else {}
-            if run.batch_norm == "reestimate":
-                for i in range(len(jax.tree.leaves(stack)[0])):
-                    batch = jax.tree.map(lambda a, i=i: a[i], stack)
-                    statistics = models.reestimate(run.task, params, statistics, batch, i)
-            found[name] = Point(params, statistics)
-    if "workers" in of:
-        for i in np.flatnonzero(stacked.finite(state.params)):
-            one = stacked.worker((state.params, state.model_state), int(i))
-            found[f"worker {i}"] = Point(*one)
-    return found
+    finite = [f"worker {i}" for i in found.finite_workers]
+    names = [name for name in found.names if name in of or ("workers" in of and name in finite)]
+    return {name: found.point(name.removeprefix("worker "), stack) for name in names}
 
 
 def measure(
@@ -210,31 +165,32 @@ def measure(
     """
     import jax
 
+    from experiments.load import load
     from jaxdist import sharpness
     from jaxdist.training import metrics, record
-    from jaxdist.training.state import initial_model
 
-    run, state = restore(folder)
-    config = run.description
+    opened = load(folder)
+    run, config = opened.run, opened.run.description
     key = str([config.get(slot) for slot in ("task", "model", "data")])
     run = dataclasses.replace(run, task=tasks.setdefault(key, run.task))
+    opened = dataclasses.replace(opened, run=run)
     data, sharding = _data(run, args)
     place = lambda tree: jax.device_put(tree, sharding)
     path, found = folder / FOLDER / FILE, {}
     settings = {name: getattr(args, name) for name in ("examples", "batch_size", "seed")}
-    told = {"step": int(state.step), "settings": settings | {"balanced": args.balanced}}
+    told = {"step": opened.step, "settings": settings | {"balanced": args.balanced}}
     path.parent.mkdir(exist_ok=True)
     if (before := record.read_json(path)) and before | told == before:
         told, found = before, before["points"]
     told |= {"summary": record.read_json(folder / record.SUMMARY), "points": found}
     told["headline"] = run.task.headline._asdict()
-    initial = place(initial_model(run)[0])
+    initial = place(_initial(run, folder)) if "pac_bayes" in measures else None
     noise = jax.random.key(args.seed)
-    measured = points(run, state, args.of, data[0])
+    measured = points(opened, args.of, data[0])
     workers = [point for name, point in measured.items() if name.startswith("worker")]
     if len(workers) > 1 and "barrier" not in told:
         first, second = workers[:2]
-        problem = sharpness.Problem.of_task(run.task, place(first.model_state))
+        problem = sharpness.Problem.of_task(run.task, place(first.state))
         way = sharpness.barrier(problem, place(first.params), place(second.params), data=data)
         told["barrier"] = {name: value.tolist() for name, value in way._asdict().items()}
     for name, point in measured.items():
@@ -260,6 +216,25 @@ def measure(
             print(f"  {name:9} {which:22} {float(value):<12.5g} {seconds:6.1f} s", flush=True)
         metrics.write_json(path, told)
     return told
+
+
+def _initial(run: "Run", folder: Path) -> Any:
+    """The parameters that the run began with, which PAC-Bayes bounds measure the distance from."""
+    from jaxdist.training import record
+    from jaxdist.training.portable import replaced
+    from jaxdist.training.state import initial_model
+
+    model = initial_model(run)
+    if run.start is None:
+        return model[0]
+    given = run.start.given(model)
+    before, now = record.read_json(folder / record.CONFIG)["start"], run.start.about
+    if before["sha256"] != now["sha256"]:
+        raise ValueError(
+            f"workdir={str(folder)!r} began from {before['from']}, which holds other numbers now: "
+            f"allowed are --measures without pac_bayes"
+        )
+    return replaced(model, given).params
 
 
 def _data(run: "Run", args: argparse.Namespace) -> "tuple[list[Any], jax.sharding.Sharding]":

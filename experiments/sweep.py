@@ -4,13 +4,16 @@
 trains into DIR/<configuration>/seed_<seed>, in one process, and leaves a plot, a table and a JSON
 file in DIR. The same command again goes on where it stopped, and trains nothing twice. With several
 values for a flag, `--rule.period 4 8`, it is a grid: DIR/<configuration>,rule.period=4/seed_<seed>
-and so on. What is wrong with any of the runs is told before the first is trained.
+and so on; several rules, `--rule mgrawa lgrawa`, are DIR/<configuration>,rule=mgrawa/seed_<seed>.
+What is wrong with any of the runs is told before the first is trained.
 """
 
 import argparse
 import bisect
 import dataclasses
 import fnmatch
+import functools
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +23,6 @@ from experiments import cli, configs, flags
 
 if TYPE_CHECKING:
     from experiments.config import Config
-    from jaxdist.tasks import Headline
 
 PROG = "python -m experiments.sweep"
 
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--configs", nargs="+", help="names, patterns ('digits_*') or files")
     parser.add_argument("--seeds", help="the seeds", metavar="SEED")
+    parser.add_argument(
+        "--rule", nargs="+", action="extend", default=[], help="rules in place of its own"
+    )
     parser.add_argument(
         "--workdir", type=cli.path, help="folder for the runs and for the comparison"
     )
@@ -68,6 +73,20 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for match in matches for name in match))
 
 
+def _rules(asked: argparse.Namespace) -> list[str]:
+    """What `--rule` names, [""] where each configuration keeps its own.
+
+    Raises:
+        ValueError: if one is given twice, or beside `--with rule=...`.
+    """
+    shown = [flags.in_folder(rule) for rule in asked.rule]
+    if twice := [rule for rule in shown if shown.count(rule) > 1]:
+        raise ValueError(f"--rule: {twice[0]!r} is given {shown.count(twice[0])} times")
+    if asked.rule and any(part.partition("=")[0].strip() == "rule" for part in asked.parts):
+        raise ValueError("--rule and --with rule=... are given: allowed is one of them")
+    return asked.rule or [""]
+
+
 class Job(NamedTuple):
     """A configuration of a sweep: its command line's values, and the sources of these."""
 
@@ -77,8 +96,8 @@ class Job(NamedTuple):
 
 def _sweep(argv: Sequence[str], asked: argparse.Namespace) -> None:
     jobs: dict[str, Job] = {}
-    for config in _expand(asked.configs):
-        for name, job in _jobs(argv, config, asked.parts):
+    for config, rule in itertools.product(_expand(asked.configs), _rules(asked)):
+        for name, job in _jobs(argv, config, asked.parts, rule):
             if name in jobs:
                 raise ValueError(
                     f"configs: two are named {name!r}, and would train into one folder; rename one"
@@ -108,9 +127,13 @@ def _sweep(argv: Sequence[str], asked: argparse.Namespace) -> None:
             comparison.plot_timelines(timelines, asked.workdir / "timelines.png")
 
 
-def _jobs(argv: Sequence[str], config: str, parts: Sequence[str]) -> Iterator[tuple[str, Job]]:
+def _jobs(
+    argv: Sequence[str], config: str, parts: Sequence[str], rule: str
+) -> Iterator[tuple[str, Job]]:
     """What one configuration makes, by the name of its folder: one job, or those of a grid."""
-    default, name = cli.load(config, parts), Path(config).stem
+    chosen = [f"rule={rule}"] if rule else []
+    default = cli.load(config, [*parts, *chosen])
+    name = ",".join([Path(config).stem, *(f"rule={flags.in_folder(rule)}" for _ in chosen)])
     kind = _arguments(default)
     given = cli.check_flags(argv, kind, default, config)
     names = [flags.positive(each.name) for each in given]
@@ -134,11 +157,16 @@ def _checked(
         ValueError: if data are missing, a rule does not fit, or a folder holds another run: what
             training would find, of all runs before the first of them is trained.
     """
-    from experiments import ignored
+    import jax
+
+    from experiments import ignored, targets
     from experiments.build import paced
     from jaxdist.training import record
     from jaxdist.training.advance import make_advance
+    from jaxdist.training.checkpoint import steps_in
     from jaxdist.training.due import traffic_of
+    from jaxdist.training.evaluate import evaluated
+    from jaxdist.training.state import initial_model
 
     todo, headline = {}, None
     for name, (arguments, given) in jobs.items():
@@ -157,7 +185,13 @@ def _checked(
                         f"it is judged by {headline.title}, those before it by {first.title}: give "
                         f"configurations of one task"
                     )
-                _check_target(arguments.target, run.task.headline)
+                if arguments.target is not None:
+                    target = targets.read(arguments.target, headline)
+                    if target.name != headline.test:
+                        targets.check(target, evaluated(run))
+                folder = _folder(workdir, name, seed)
+                if run.start is not None and not steps_in(folder / record.CHECKPOINTS):
+                    run.start.given(jax.eval_shape(functools.partial(initial_model, run)))
             except ValueError as error:
                 raise ValueError(f"{name}, seed {seed}: {error}; nothing was trained") from error
             todo[name, seed] = config
@@ -190,22 +224,21 @@ def _arguments(default: "Config") -> type:
         """Python files of your own that register parts."""
         seeds: tuple[int, ...] = (0,)
         """The seeds, in place of the configuration's own."""
+        rules: Annotated[tuple[str, ...], tyro.conf.arg(name="rule")] = ()
+        """Rules in place of a configuration's own, as mgrawa or 'easgd(period=8)': a configuration
+        of each."""
         bytes_budget: float | None = None
         """Give each rule the shortest period with which a worker sends at most so many bytes."""
-        target: float | None = None
-        """Of what the task is judged by, as a test accuracy: the table says when each run first
-        reached it."""
+        target: str | None = None
+        """The table says when each run first reached it: a number, of what the task is judged by,
+        as a test accuracy; or NAME=VALUE with any name of the runs' evaluations, as
+        test_loss=0.5, or 'NAME>=VALUE', 'NAME<=VALUE'."""
         progress: bool = True
         """Show a progress bar for each run."""
         traceback: bool = False
         """Show where an error comes from."""
 
     return Arguments
-
-
-def _check_target(target: float | None, headline: "Headline") -> None:
-    if target is not None and headline.percent and not 0 < target <= 1:
-        raise ValueError(f"target={target}: allowed is a {headline.name} in (0, 1]")
 
 
 def within(config: "Config", budget: float) -> "Config":

@@ -10,11 +10,12 @@ import pytest
 from tiny_runs import norm_net, tiny_run
 
 from experiments import sharpness, train
+from experiments.load import load
 from jaxdist import stacked
 from jaxdist.losses import cross_entropy
 from jaxdist.sharpness import MEASURES as ALL
 from jaxdist.sharpness import loss_slice
-from jaxdist.training import create
+from jaxdist.training import Loaded, create
 
 MEASURES = ["gradient_norm", "lpf(num_samples=2)", "pac_bayes(num_samples=2)"]
 FEW = ["--examples", "96", "--batch_size", "64", "--measures", *MEASURES]
@@ -49,8 +50,9 @@ def measured_loss(run):
 def test_run_is_measured_at_its_mean_its_center_and_its_workers(measured):
     folder, told = measured
     assert list(told["points"]) == ["mean", "center", "worker 0", "worker 1"]
-    run, state = sharpness.restore(folder)
-    assert told["step"] == int(state.step) == 6
+    found = load(folder)
+    run, state = found.run, found.train_state
+    assert told["step"] == found.step == 6
     params = {"mean": stacked.mean(state.params), "worker 1": stacked.worker(state.params, 1)}
     for name, each in params.items():
         found = told["points"][name]["loss"]["value"]
@@ -67,7 +69,8 @@ def test_plain_parameters_on_request(measured, tmp_path):
     sharpness.main(["--workdir", str(copy), *words])
     told = json.loads((copy / "sharpness" / "sharpness.json").read_text())
     assert list(told["points"]) == ["mean"]  # what was measured otherwise is not mixed in
-    run, state = sharpness.restore(folder)
+    found = load(folder)
+    run, state = found.run, found.train_state
     grads = jax.grad(measured_loss(run))(stacked.mean(state.params))
     norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
     found = told["points"]["mean"]["gradient_norm"]["value"]
@@ -96,6 +99,22 @@ def test_same_command_measures_nothing_twice(measured, monkeypatch, capsys):
         sharpness.main(["--workdir", str(folder), *FEW[:4], "--measures", "lpf(num_samples=3)"])
 
 
+def test_the_distance_is_from_where_a_run_began(trained, tmp_path, capsys):
+    """PAC-Bayes bounds grow with it; a start that holds other numbers since is none."""
+    source, folder = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(trained / "digits_easgd" / "seed_0", source)
+    flags = ["--steps", "1", "--learning_rate", "1e-6", "--workers", "2", "--model.widths", "4"]
+    words = ["--config", "digits_local_sgd", "--workdir", str(folder), "--no-progress", *flags]
+    train.main([*words, "--start", str(source)])
+    found = load(folder)
+    begun = sharpness._initial(found.run, folder)
+    gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), begun, found.mean.params)
+    assert 0 < max(jax.tree.leaves(gap)) < 1e-4
+    shutil.rmtree(source)
+    shutil.copytree(trained / "digits_easgd" / "seed_1", source)
+    fails(capsys, "holds other numbers now", "--workdir", str(folder), *FEW)
+
+
 def test_sweep_is_compared(trained, measured):
     sharpness.main(["--workdir", str(trained), "--of", "mean", *FEW])
     found = json.loads((trained / "sharpness" / "sharpness.json").read_text())
@@ -114,7 +133,7 @@ def test_reestimated_statistics_are_those_of_the_measured_examples():
     run = tiny_run(num=2, devices=2, model=norm_net(), batch_norm="reestimate")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 8, 1), np.uint8)
     stack = pixels, np.zeros((3, 16), np.int32)
-    params, statistics = sharpness.points(run, create(run), ["mean"], stack)["mean"]
+    params, statistics = sharpness.points(Loaded(run, create(run)), ["mean"], stack)["mean"]
     assert params["kernel"].shape == (64, 10)
     flat = ((pixels / 255 - run.dataset.mean) / run.dataset.std).reshape(-1, 64)
     np.testing.assert_allclose(statistics["norm"]["mean"], flat.mean(0), atol=1e-6)

@@ -5,7 +5,8 @@ import json
 import pytest
 from test_experiments import fails
 
-from experiments import comparison, sweep
+from experiments import comparison, sweep, targets
+from jaxdist.tasks import ACCURACY
 
 CONFIG = "from experiments.configs.recipes import digits\nconfig = digits('{}')\n"
 
@@ -51,16 +52,68 @@ def test_a_grid_of_names_has_folders_that_can_be_made(trained, tmp_path):
     ]
 
 
+def test_several_rules_are_a_part_of_the_grid(trained, tmp_path):
+    """Fails if a rule is not put in, or its options are not its own."""
+    words = "--configs digits_local_sgd --rule mgrawa local_sgd --steps 2 --seeds 0 1"
+    more = ["--rule", "easgd(alpha=0.1)", "--rule.period", "2", "4"]
+    sweep.main([*words.split(), *more, "--workdir", str(tmp_path)])
+    assert names(trained, tmp_path) == [
+        f"digits_local_sgd,rule={rule},rule.period={period}/seed_{seed}"
+        for rule in ("mgrawa", "local_sgd", "easgd(alpha=0.1)")
+        for period in (2, 4)
+        for seed in (0, 1)
+    ]
+    for folder, run in trained.items():
+        rule = run.description["rule"]
+        assert f",rule={run.rule}" in str(folder)
+        assert rule["factory"] == run.rule
+        assert f"rule.period={rule['period']}/" in str(folder)
+        assert run.rule != "easgd" or rule["alpha"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0.9", "test_accuracy >= 0.9"),
+        ("test_accuracy=0.9", "test_accuracy >= 0.9"),
+        ("test_loss=0.5", "test_loss <= 0.5"),
+        ("consensus_distance<=1e-3", "consensus_distance <= 0.001"),
+        ("test_top_5>=0.9", "test_top_5 >= 0.9"),
+    ],
+)
+def test_targets(text, said):
+    assert str(targets.read(text, ACCURACY)) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1.5", r"allowed is one in \(0, 1\]"),
+        ("test_accuracy<=0.9", "more is better"),
+        ("test_top_5=0.9", "'test_top_5>=0.9' and 'test_top_5<=0.9'"),
+        ("nan", "allowed are a number"),
+        ("test_loss=", "allowed are a number"),
+        ("soon", "allowed are a number"),
+    ],
+)
+def test_targets_that_cannot_be(text, said):
+    with pytest.raises(ValueError, match=said):
+        targets.read(text, ACCURACY)
+
+
 def test_a_grid_is_compared(tmp_path, capsys):
     """Each combination has its row, and the folders are those of a sweep."""
     words = "--configs digits_local_sgd --rule.period 1 2 --steps 2 --no-progress"
+    words += " --target test_loss=100"
     sweep.main([*words.split(), "--workdir", str(tmp_path)])
     found = json.loads((tmp_path / "comparison.json").read_text())
     rows = [f"digits_local_sgd,rule.period={period}" for period in (1, 2)]
     assert {*found} == {*rows}
     assert [found[row]["rule"]["period"] for row in rows] == [1, 2]
+    assert all(found[row]["train_seconds_to_target"]["mean"] > 0 for row in rows)
     said = capsys.readouterr().out
     assert all(f"| {row} |" in said for row in rows)
+    assert "The target is test_loss <= 100 in an evaluation." in said
 
 
 @pytest.mark.parametrize(
@@ -72,6 +125,11 @@ def test_a_grid_is_compared(tmp_path, capsys):
         ("--configs digits_dpsgd --seeds 99999999999999999999", "--seeds is 99999999999999999999"),
         ("--configs digits_dpsgd --rule.period 4 4", "two of the values are the same"),
         ("--configs digits_dpsgd --target 0.5 0.6", "--target takes one value"),
+        ("--configs digits_dpsgd --target tset_loss=1", "did you mean 'test_loss'?"),
+        ("--configs digits_dpsgd --rule sgp sgp", "--rule: 'sgp' is given 2 times"),
+        ("--configs digits_dpsgd --rule sgq", "did you mean 'sgp'?"),
+        ("--configs digits_dpsgd --rule sgp --with rule=dppf", "allowed is one of them"),
+        ("--configs digits_dpsgd --rule dpsgd average_gradients --rule.period 2", "no option"),
         ("--configs digits_dpsgd --configs digits_sgp", "--configs is given 2 times"),
         ("--configs digits_mgrawa --bytes_budget 1e6 --rule.period 4", "--bytes_budget chooses"),
         ("--configs nope_*", "'nope_*' matches no configuration"),

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+import jaxdist
 from experiments import configs
 from experiments.bench import fault_trials as run_of
 from experiments.bench.fault_trials import LOG_EVERY, HangError, Job, Running
 from experiments.build import build
 from jaxdist.training import metrics
-from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.record import CHECKPOINTS, CONFIG, METRICS
 
 EARLY = 0.25
@@ -264,9 +264,7 @@ CASES = {
 def _end(workdir: Path) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
     """What a run has come to: all numbers of its state, and its metrics without the times."""
     run = build(configs.load(str(workdir / CONFIG)))
-    checkpoints = Checkpoints(workdir / CHECKPOINTS, run)
-    state = checkpoints.restore()
-    checkpoints.close()
+    state = jaxdist.load(workdir, run).train_state
     state = state._replace(key=jax.random.key_data(state.key))
     lines = metrics.read(workdir / METRICS)
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]

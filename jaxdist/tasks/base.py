@@ -65,10 +65,6 @@ class Headline(NamedTuple):
             return math.inf
         return -value if self.higher_is_better else value
 
-    def reaches(self, value: float | None, target: float) -> bool:
-        """Whether a value, None if it is not finite, is as good as the target."""
-        return value is not None and self.rank(value) <= self.rank(target)
-
 
 class Task(NamedTuple):
     """A problem, as functions of one worker: what is learned, and how well it was.

@@ -27,7 +27,7 @@ KEPT = 2
 
 MAY_CHANGE = (
     *("steps", "epochs", "eval_every", "log_every", "checkpoint_every", "tensorboard"),
-    *("local", "mesh.fsdp"),
+    *("wandb", "local", "mesh.fsdp"),
 )
 """Keys that may change when a run goes on: its length, what it writes, how it is laid out; and
 where the files of the user's own parts are, the keys that end in `.import`."""
@@ -69,18 +69,21 @@ class Checkpoints:
         """The step of the last complete checkpoint, None if there is none."""
         return max(steps_in(self._directory), default=None)
 
-    def restore(self) -> TrainState:
-        """The last checkpoint's state, laid out as the run is, which need not be as it was saved.
+    def restore(self, step: int | None = None) -> TrainState:
+        """A checkpoint's state, laid out as the run is, which need not be as it was saved.
 
         An elastic run may have another number of workers than that which saved; see
         `newcomers.make_resize`.
+
+        Args:
+            step: of a complete checkpoint; None for the last one.
 
         Raises:
             ValueError: if the checkpoint is damaged, or is of another configuration. Nothing on
                 disk is changed.
         """
-        step, run = self.latest(), self._run
-        note = self.note()
+        step, run = self.latest() if step is None else step, self._run
+        note = self.note(step)
         check_same(note["config"], run, f"checkpoint {self._directory / str(step)}")
         saved = note["workers"]
         template = abstract(run) if saved == run.workers.num else with_workers(run, saved)
@@ -91,13 +94,13 @@ class Checkpoints:
                 raise ValueError("its numbers are not the ones that were saved")
         return state if saved == run.workers.num else make_resize(run, saved)(state)
 
-    def note(self) -> dict[str, Any]:
-        """What the last checkpoint says of itself, beside the state.
+    def note(self, step: int | None = None) -> dict[str, Any]:
+        """What a checkpoint says of itself, beside the state; without a step the last one.
 
         Raises:
             ValueError: if it is damaged.
         """
-        step, args = self.latest(), _orbax().args
+        step, args = self.latest() if step is None else step, _orbax().args
         with self._readable(step):
             items = args.Composite(note=args.JsonRestore())
             note = self._manager.restore(step, args=items)["note"]

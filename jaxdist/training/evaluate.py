@@ -38,6 +38,39 @@ def candidates(params: Any, opt_state: Any) -> dict[str, Any]:
     return found
 
 
+def make_reestimate(run: Run) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
+    """Compiles what re-estimates the candidates' BatchNorm statistics.
+
+    Args:
+        run: the run.
+
+    Returns:
+        A function of the candidates' parameters and any statistics `[W, ...]`, by name. It gives
+        those of the first training batches of all workers, the same for each.
+    """
+    workers, num, task = run.workers, run.workers.num, run.task
+
+    def refresh(shared, statistics, batch):
+        """Takes one more training batch into the candidates' BatchNorm statistics."""
+        whole, count = shared
+        return (), {
+            name: models.reestimate(task, params, statistics[name], batch, count)
+            for name, params in whole.items()
+        }
+
+    refresh = workers.spmd(refresh)
+    pool = jax.jit(lambda s: stacked.replicate(_pool(s), num), out_shardings=workers.sharding)
+
+    def reestimate(whole, statistics):
+        load = Loader(run.dataset.train, run.sampler, run.batch_sharding)
+        for i in range(min(REESTIMATE_STEPS, run.sampler.steps_per_epoch)):
+            _, statistics = refresh((whole, i), statistics, load(i))
+            jax.block_until_ready(statistics)
+        return pool(statistics)
+
+    return reestimate
+
+
 def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
     """Compiles the evaluation of a run's state.
 
@@ -67,14 +100,6 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         totals = dict.fromkeys(["own", *whole], zeros)
         return shared, (dict.fromkeys(whole, statistics), totals)
 
-    def refresh(shared, statistics, batch):
-        """Takes one more training batch into the candidates' BatchNorm statistics."""
-        whole, count = shared
-        return (), {
-            name: models.reestimate(task, params, statistics[name], batch, count)
-            for name, params in whole.items()
-        }
-
     def forward(params, model_state, batch, real):
         return _summed(task.measure(params, model_state, batch), real)
 
@@ -93,8 +118,7 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
 
     places = workers.replicated, workers.sharding
     prepare = jax.jit(prepare, out_shardings=places)
-    refresh = workers.spmd(refresh)
-    pool = jax.jit(lambda s: stacked.replicate(_pool(s), num), out_shardings=workers.sharding)
+    reestimate = make_reestimate(run)
     score = workers.spmd(score, donate_argnums=3)
     gather = jax.jit(lambda totals: totals, out_shardings=workers.replicated)
 
@@ -102,11 +126,7 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         own = (state.params, state.model_state)
         (whole, distance), (statistics, totals) = prepare(*own, state.opt_state)
         if run.batch_norm == "reestimate" and state.model_state:
-            load = Loader(run.dataset.train, run.sampler, run.batch_sharding)
-            for i in range(min(REESTIMATE_STEPS, run.sampler.steps_per_epoch)):
-                _, statistics = refresh((whole, i), statistics, load(i))
-                jax.block_until_ready(statistics)
-            statistics = pool(statistics)
+            statistics = reestimate(whole, statistics)
         for chunk in _chunks(run):
             _, totals = score((whole, chunk), own, statistics, totals)
             jax.block_until_ready(totals)  # see "CPU devices" in the README
@@ -126,6 +146,15 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         return found
 
     return evaluate
+
+
+def evaluated(run: Run) -> list[str]:
+    """The names of the single numbers that an evaluation gives, without computing any."""
+    means = jax.tree.map(lambda x: np.ones(x.shape), _sums(run))
+    task = run.task
+    found = [f"test_{name}" for name in task.report(means, 1)] + ["consensus_distance"]
+    opt_state = jax.eval_shape(lambda: run.tx.init(initial_model(run)[0]))
+    return found + [task.headline.center] * (rules.center(opt_state) is not None)
 
 
 def _sums(run: Run) -> dict[str, jax.ShapeDtypeStruct]:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxdist.files import naming
+from jaxdist.training.metrics import scalars
 
 
 class EventsWriter:
@@ -46,9 +45,7 @@ class EventsWriter:
             OSError: if they cannot be written, with the file's name.
         """
         points = [
-            self._summary.Value(tag="/".join([name, *map(str, index)]), simple_value=array[index])
-            for name, array in ((n, np.asarray(value, np.float64)) for n, value in line.items())
-            for index in map(tuple, np.argwhere(np.isfinite(array)))
+            self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()
         ]
         self._append(step=line["step"], summary=self._summary(value=points))
 

@@ -22,6 +22,7 @@ from jaxdist.training.metrics import MetricsWriter, plain
 from jaxdist.training.progress import Show
 from jaxdist.training.run import Run
 from jaxdist.training.stopwatch import Stopwatch
+from jaxdist.training.tracker import WandbWriter
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,13 @@ class Journal:
         self._run, self._traffic, self._show = run, traffic, show
         self._writers, last = [], {}
         if multihost.is_main():
+            tracked = [] if run.wandb is None else [WandbWriter(workdir, run)]
             lines = MetricsWriter(workdir / record.METRICS, step)
             last = lines.last
             self._writers.append(lines)
             if run.tensorboard:
                 self._writers.append(EventsWriter(workdir / record.TENSORBOARD, step))
+            self._writers += tracked
         before = lambda name: max(last.get(name, 0.0), told.get(name, 0.0))
         self._began = time.monotonic() - before("seconds")
         self._watch = Stopwatch(before("train_seconds"))

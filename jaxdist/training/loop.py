@@ -44,7 +44,8 @@ def train(
     Raises:
         ValueError: if the workdir cannot be written, is in use by another run, holds what a run of
             another configuration was trained to or a damaged checkpoint, or if that run is past
-            `run.steps` already; or if the step refuses what it is given, before a file is written.
+            `run.steps` already; or if the step refuses what it is given, or the run's start does
+            not fit, before a file is written.
         KeyboardInterrupt: after Ctrl-C, at the end of the step that is under way.
         PreemptedError: after SIGTERM at any process, when the state is saved.
         SaveError: if a checkpoint cannot be saved; the ones before it stay as they are.
@@ -70,6 +71,8 @@ def train(
         visible = progress and main
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
         stops = run.way.stops(run, traffic)
+        if run.start is not None:
+            show(run.start.said() if start == 0 else f"goes on from step {start}, not its start")
         journal = Journal(run, traffic, workdir, start, show, told, stops)
         stack.callback(journal.close)
         advance = startup.watch(advance, show)

@@ -100,6 +100,20 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a line, those in arrays one by one: what curves are made of.
+
+    Example:
+        >>> scalars({"step": 4, "loss": np.array([1.5, np.nan]), "rate": None})
+        {'step': 4.0, 'loss/0': 1.5}
+    """
+    return {
+        "/".join([name, *map(str, index)]): float(array[index])
+        for name, array in ((n, np.asarray(value, np.float64)) for n, value in line.items())
+        for index in map(tuple, np.argwhere(np.isfinite(array)))
+    }
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, indented, of which no reader ever sees a part."""
     write_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")

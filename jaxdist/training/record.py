@@ -23,7 +23,8 @@ from jaxdist.training.run import Run
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, PLOTS, TENSORBOARD = "checkpoints", "plots", "tensorboard"
-PROFILE = "profile"
+PROFILE, WANDB = "profile", "wandb.json"
+_TRACKED = ("project", "id")
 
 
 @contextlib.contextmanager
@@ -63,7 +64,8 @@ def check_free(path: Path, run: Run) -> None:
     """Makes sure that a folder, which need not exist, is of no other run; changes nothing.
 
     Raises:
-        ValueError: if a run of another configuration has been trained there.
+        ValueError: if a run of another configuration has been trained there, or the run writes to
+            another project of Weights & Biases.
     """
     if (there := read_json(path / CONFIG)) is not None:
         config = there.get("config") if isinstance(there, dict) else None
@@ -71,6 +73,19 @@ def check_free(path: Path, run: Run) -> None:
             raise ValueError(f"{path / CONFIG} is not what a run writes; nothing was changed")
         if (path / SUMMARY).exists() or steps_in(path / CHECKPOINTS):
             check_same(config, run, f"workdir {str(path)!r}")
+            _check_tracked(path, run)
+
+
+def _check_tracked(path: Path, run: Run) -> None:
+    """Makes sure that what a run wrote to Weights & Biases goes on there."""
+    if run.wandb is None or (told := read_json(path / WANDB)) is None:
+        return
+    if not isinstance(told, dict) or not all(isinstance(told.get(k), str) for k in _TRACKED):
+        raise ValueError(f"{path / WANDB} is not what a run writes; nothing was changed")
+    if told["project"] != run.wandb:
+        raise ValueError(
+            f"wandb={run.wandb!r}: allowed is {told['project']!r}, where the run is already"
+        )
 
 
 def begin(workdir: Path, run: Run, start: int) -> None:
@@ -78,7 +93,12 @@ def begin(workdir: Path, run: Run, start: int) -> None:
     if start == 0:
         for events in (workdir / TENSORBOARD).glob("events.out.tfevents.*"):
             events.unlink()
-    write_json(workdir / CONFIG, describe(run))
+        (workdir / WANDB).unlink(missing_ok=True)
+    told = describe(run)
+    if run.start is not None:  # when it goes on nothing is read again
+        before = (read_json(workdir / CONFIG) or {}).get("start")
+        told["start"] = run.start.about if start == 0 else before
+    write_json(workdir / CONFIG, told)
 
 
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from jaxdist.data import Dataset, Sampler, UniformSampler
 from jaxdist.flatness import Oracle
 from jaxdist.names import lookup
 from jaxdist.tasks import Task
+from jaxdist.training.start import Start
 from jaxdist.training.way import Way
 from jaxdist.workers import Workers
 
@@ -58,7 +59,9 @@ class Run:
             from the others; 0 for never.
         virtual_seconds: when each unit of the way (a step, or a round of unequal steps) is done on
             a virtual clock, in seconds from the start; None without one.
+        start: given parameters to begin from; None for the initialiser's.
         tensorboard: writes TensorBoard events besides the JSON lines.
+        wandb: the project of Weights & Biases that gets the lines as well; None for none.
         elastic: whether it may go on from a checkpoint of another number of workers.
         description: the configuration as plain JSON types; a checkpoint resumes only under an
             equal one, but for what `checkpoint.MAY_CHANGE` names.
@@ -88,7 +91,9 @@ class Run:
     checkpoint_every: int = 500
     revive_every: int = 0
     virtual_seconds: np.ndarray | None = None
+    start: Start | None = None
     tensorboard: bool = False
+    wandb: str | None = None
     elastic: bool = False
     description: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -115,6 +120,8 @@ class Run:
             )
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("tensorboard=True needs tensorboardX: pip install tensorboardX")
+        if self.wandb is not None:
+            check_wandb(self.wandb)
         if self.batch_norm == "reestimate" and self.task.statistics is None:
             raise ValueError("batch_norm='reestimate' needs a task with `statistics`")
         self.way.check(self)
@@ -142,6 +149,14 @@ class Run:
         """How a batch `[W, B, ...]` lies on the devices."""
         rows = jax.ShapeDtypeStruct((self.workers.num, self.batch_size), np.int32)
         return self.workers.shardings(rows)
+
+
+def check_wandb(project: str) -> None:
+    """Raises a ValueError unless the lines can go to a project of Weights & Biases."""
+    if not project or set(project) & set("/\\#?%:"):
+        raise ValueError(f"wandb={project!r}: allowed are names of a project without /\\#?%:")
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError(f"wandb={project!r} needs wandb: pip install wandb")
 
 
 def check_microbatches(batch_size: int, microbatches: int) -> None:

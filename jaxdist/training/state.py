@@ -1,11 +1,14 @@
 """The state of a run: all that a checkpoint holds."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdist import stacked
+from jaxdist.training.portable import replaced
 from jaxdist.training.run import Run
 
 
@@ -41,16 +44,22 @@ class TrainState(NamedTuple):
 
 
 def create(run: Run) -> TrainState:
-    """The state at step 0: all workers start from the same parameters."""
+    """The state at step 0: all workers start from the same parameters.
+
+    Raises:
+        ValueError: if the run has a start that cannot be read, or does not fit its model.
+    """
     place = jax.tree.map(lambda x: x.sharding, abstract(run))
     options = None
     if run.workers.mesh.devices.flat[0].platform == "cpu":
         options = {"xla_backend_optimization_level": 1}  # same numbers, half the time to compile
-    return jax.jit(lambda: _initial(run), out_shardings=place, compiler_options=options)()
+    given = {} if run.start is None else run.start.given(jax.eval_shape(lambda: initial_model(run)))
+    make = lambda given: _initial(run, given)
+    return jax.jit(make, out_shardings=place, compiler_options=options)(given)
 
 
 def initial_model(run: Run) -> tuple[Any, Any]:
-    """The parameters and other variables that every worker starts from."""
+    """The initialiser's parameters and other variables, which every worker starts from."""
     init_key, _ = jax.random.split(jax.random.key(run.seed))
     return run.task.init(init_key)
 
@@ -67,9 +76,10 @@ def abstract(run: Run) -> TrainState:
     )
 
 
-def _initial(run: Run) -> TrainState:
+def _initial(run: Run, given: Mapping[str, Any] = MappingProxyType({})) -> TrainState:
     _, key = jax.random.split(jax.random.key(run.seed))
-    params, model_state = stacked.replicate(initial_model(run), run.workers.num)
+    model = tuple(replaced(initial_model(run), given))
+    params, model_state = stacked.replicate(model, run.workers.num)
     opt_state = jax.vmap(run.tx.init)(params)
     taken = jnp.zeros(run.workers.num, jnp.int32)
     return TrainState(jnp.int32(0), key, params, model_state, opt_state, taken)
