@@ -1,6 +1,6 @@
 """Attacks against robust aggregates: `python -m experiments.bad_workers --workdir DIR`.
 
-Local SGD of period 8 on the bundled digits with IID shards, as in the config `digits_local_sgd`: 8
+Local SGD of period 8 on the bundled digits with IID shards (`--config digits --rule local_sgd`): 8
 workers, the last 2 bad, with each attack and each aggregate in the place of the mean. The accuracy
 is that of the aggregate after the last sync. DIR gets `bad_workers.json` and `.md`, and a folder
 for each run; the same command again goes on where it stopped.
@@ -17,7 +17,6 @@ from experiments.components import read_component
 from jaxdist import files
 from jaxdist.training import metrics, train
 
-CONFIG = "digits_local_sgd"
 ATTACKS = (
     "none",
     "sign_flip(scale=4.0)",
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.clean_errors(traceback=False):
         cli.check_seeds(args.seeds)
         chosen = {attack: dict([read_component(f"attack={attack}")]) for attack in args.attacks}
-        config = configs.load(CONFIG)
+        config = configs.load("digits", "local_sgd")
         cli.start(config.devices)
         found: dict[str, dict[str, list[float]]] = {}
         for attack, part in chosen.items():

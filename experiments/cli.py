@@ -55,7 +55,8 @@ def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> a
 
     Returns:
         The command's own arguments, unchecked but for `needed` and paths; what was put in place of
-        parts of the configuration is its attribute `parts`, the user's own files `imports`.
+        the rule and of other parts of the configuration are its attributes `rules` and `parts`, the
+        user's own files `imports`.
     """
     parser.add_argument(
         "--with",
@@ -65,6 +66,15 @@ def peek(parser: argparse.ArgumentParser, argv: Sequence[str], needed: str) -> a
         default=[],
         metavar="PART=FACTORY",
         help="put another factory in a part: 'shards=dirichlet(alpha=0.1)', 'rule=dpsgd'",
+    )
+    parser.add_argument(
+        "--rule",
+        dest="rules",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="RULE",
+        help="put another rule in its place, with its hyper-parameters for this configuration",
     )
     add_import(parser)
     parser.add_argument("--list", action="store_true", help="show the configurations and exit")
@@ -107,14 +117,14 @@ def run_imports(files: Sequence[str]) -> None:
         own.run(file)
 
 
-def load(name: str, parts: Sequence[str]) -> "Config":
-    """The configuration of that name, with what `--with` puts in place of its parts.
+def load(name: str, parts: Sequence[str], rule: str | None = None) -> "Config":
+    """The configuration of that name, with what `--with` and `--rule` put in place of its parts.
 
     Raises:
         ValueError: if there is no such configuration, part, factory or option, or a part is given
             twice.
     """
-    config = configs.load(name)
+    config = configs.load(name, rule)
 
     from experiments.components import read_component
 
@@ -122,6 +132,8 @@ def load(name: str, parts: Sequence[str]) -> "Config":
     for slot, _ in read:
         if (times := [each for each, _ in read].count(slot)) > 1:
             raise ValueError(f"--with {slot}=... is given {times} times; give it once")
+        if slot == "rule" and rule is not None:
+            raise ValueError("--rule and --with rule=... are given: allowed is one of them")
     return dataclasses.replace(config, **dict(read))
 
 

@@ -170,11 +170,14 @@ def read_plain(slot: str, plain: Mapping[str, Any]) -> Component:
     return component(slot, factory, **options)
 
 
-def read_component(text: str) -> tuple[str, Component]:
+def read_component(
+    text: str, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[str, Component]:
     """Reads a slot and what to put there, as written on the command line.
 
     Args:
         text: "slot=factory" or "slot=factory(option=literal, ...)".
+        settings: by factory, options that hold where the text has none of that name.
 
     Returns:
         The slot and the component.
@@ -193,7 +196,7 @@ def read_component(text: str) -> tuple[str, Component]:
     if len(calls) != 1:
         raise ValueError(f"{text!r} cannot be read; write '{slot}=NAME' or '{slot}=NAME(option=1)'")
     ((factory, options),) = calls
-    made = component(slot, factory, **options)
+    made = component(slot, factory, **{**(settings or {}).get(factory, {}), **options})
     for field in dataclasses.fields(made):
         if field.name in options and not fits(options[field.name], field.type):
             raise ValueError(

@@ -1,6 +1,6 @@
 """Trains several configurations with several seeds each, and compares them.
 
-`python -m experiments.sweep --configs digits_local_sgd digits_mgrawa --seeds 0 1 2 --workdir DIR`
+`python -m experiments.sweep --configs digits --rule local_sgd mgrawa --seeds 0 1 2 --workdir DIR`
 trains into DIR/<configuration>/seed_<seed>, in one process, and leaves a plot, a table and a JSON
 file in DIR. The same command again goes on where it stopped, and trains nothing twice. With several
 values for a flag, `--rule.period 4 8`, it is a grid: DIR/<configuration>,rule.period=4/seed_<seed>
@@ -43,9 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--configs", nargs="+", help="names, patterns ('digits_*') or files")
     parser.add_argument("--seeds", help="the seeds", metavar="SEED")
     parser.add_argument(
-        "--rule", nargs="+", action="extend", default=[], help="rules in place of its own"
-    )
-    parser.add_argument(
         "--workdir", type=cli.path, help="folder for the runs and for the comparison"
     )
     parser.add_argument(
@@ -73,18 +70,16 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for match in matches for name in match))
 
 
-def _rules(asked: argparse.Namespace) -> list[str]:
-    """What `--rule` names, [""] where each configuration keeps its own.
+def _rules(rules: Sequence[str]) -> Sequence[str | None]:
+    """The rules, each once; [None] where there are none: each configuration keeps its own.
 
     Raises:
-        ValueError: if one is given twice, or beside `--with rule=...`.
+        ValueError: if one is given twice.
     """
-    shown = [flags.in_folder(rule) for rule in asked.rule]
+    shown = [flags.in_folder(rule) for rule in rules]
     if twice := [rule for rule in shown if shown.count(rule) > 1]:
         raise ValueError(f"--rule: {twice[0]!r} is given {shown.count(twice[0])} times")
-    if asked.rule and any(part.partition("=")[0].strip() == "rule" for part in asked.parts):
-        raise ValueError("--rule and --with rule=... are given: allowed is one of them")
-    return asked.rule or [""]
+    return rules or [None]
 
 
 class Job(NamedTuple):
@@ -96,7 +91,7 @@ class Job(NamedTuple):
 
 def _sweep(argv: Sequence[str], asked: argparse.Namespace) -> None:
     jobs: dict[str, Job] = {}
-    for config, rule in itertools.product(_expand(asked.configs), _rules(asked)):
+    for config, rule in itertools.product(_expand(asked.configs), _rules(asked.rules)):
         for name, job in _jobs(argv, config, asked.parts, rule):
             if name in jobs:
                 raise ValueError(
@@ -128,12 +123,11 @@ def _sweep(argv: Sequence[str], asked: argparse.Namespace) -> None:
 
 
 def _jobs(
-    argv: Sequence[str], config: str, parts: Sequence[str], rule: str
+    argv: Sequence[str], config: str, parts: Sequence[str], rule: str | None
 ) -> Iterator[tuple[str, Job]]:
     """What one configuration makes, by the name of its folder: one job, or those of a grid."""
-    chosen = [f"rule={rule}"] if rule else []
-    default = cli.load(config, [*parts, *chosen])
-    name = ",".join([Path(config).stem, *(f"rule={flags.in_folder(rule)}" for _ in chosen)])
+    default = cli.load(config, parts, rule)
+    name = Path(config).stem + (f",rule={flags.in_folder(rule)}" if rule else "")
     kind = _arguments(default)
     given = cli.check_flags(argv, kind, default, config)
     names = [flags.positive(each.name) for each in given]

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = cli.Parser(
         prog=PROG,
-        usage=f"{PROG} --config NAME --workdir DIR [--rule.period 16 --seed 1 ...]",
+        usage=f"{PROG} --config NAME --workdir DIR [--rule easgd --rule.period 16 --seed 1 ...]",
         description="Trains one configuration. The same command again resumes where it stopped.",
         epilog="Every value of a configuration is a flag: --config NAME --help shows them all.",
         add_help=False,
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = cli.peek(parser, argv, "config")
     with cli.clean_errors(given.traceback):
         cli.run_imports(given.imports)
-        _train(argv, given, cli.load(given.config, given.parts))
+        if len(given.rules) > 1:
+            raise ValueError(f"--rule {' '.join(given.rules)}: allowed is one; a sweep takes more")
+        _train(argv, given, cli.load(given.config, given.parts, *given.rules))
 
 
 def _train(argv: Sequence[str], given: argparse.Namespace, default: "Config") -> None:
@@ -54,6 +56,9 @@ def _train(argv: Sequence[str], given: argparse.Namespace, default: "Config") ->
         run: Annotated[type(default), tyro.conf.arg(name="")] = default
         parts: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
         """Other factories for parts of the configuration, as 'shards=dirichlet(alpha=0.1)'."""
+        rules: Annotated[tuple[str, ...], tyro.conf.arg(name="rule")] = ()
+        """The rule in place of the configuration's own, as easgd or 'easgd(period=8)', with its
+        hyper-parameters for this configuration; --rule.period and so on change them."""
         imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
         """Python files of your own that register parts."""
         progress: bool = True

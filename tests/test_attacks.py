@@ -81,7 +81,7 @@ def test_wrong_arguments_are_named(make, said):
 
 def attacked(attack, **options):
     parts = [f"attack={attack}", "rule=local_sgd(period=4)"]
-    config = configs.load("digits_local_sgd")
+    config = configs.load("digits", "local_sgd")
     config = dataclasses.replace(config, **dict(map(read_component, parts)), steps=8, **options)
     assert from_plain(config.plain()) == config
     rule = dataclasses.replace(config.rule, aggregate="median")
@@ -111,7 +111,7 @@ def test_flipped_labels_are_those_of_the_last_shards():
 
 def test_a_rule_without_syncs_of_parameters_is_refused():
     config = dataclasses.replace(
-        configs.load("digits_average_gradients"), **dict([read_component("attack=nan")])
+        configs.load("digits", "average_gradients"), **dict([read_component("attack=nan")])
     )
     with pytest.raises(ValueError, match="'average_gradients' has no period"):
         build(config)

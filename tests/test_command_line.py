@@ -41,7 +41,10 @@ HUGE = "99999999999999999999"
         ("--seed", "--seed needs a value"),
         ("--rule.period 4 8", "--rule.period takes one value"),
         ("--seed 1 --seed 2", "--seed is given 2 times"),
-        ("--config digits_dpsgd", "--config is given 2 times"),
+        ("--config digits", "--config is given 2 times"),
+        ("--rule dpsgd sgp", "--rule dpsgd sgp: allowed is one"),
+        ("--rule dpsgd --rule sgp", "--rule dpsgd sgp: allowed is one"),
+        ("--rule dpsgd --with rule=sgp", "allowed is one of them"),
         ("--progress --no-progress", "--progress is given 2 times"),
         ("--with rule=dpsgd rule=sgp", "--with rule=... is given 2 times"),
         ("--with rule=dpsgd --with rule=sgp", "--with rule=... is given 2 times"),
@@ -75,7 +78,7 @@ def test_wrong_flags_are_named(capsys, tmp_path, words, answer):
 
 def test_every_config_has_its_flags_counted_as_tyro_reads_them():
     """Flags on or off, those of one value, and those of several."""
-    counted = flags.counts(type(config := all_configs.load("digits_lsgd")), config)
+    counted = flags.counts(type(config := all_configs.load("digits", "lsgd")), config)
     assert {counted[name] for name in ("tensorboard", "augment.flip")} == {0}
     single = ("seed", "steps", "rule.period", "rule.groups", "batch_norm", "clock.network")
     assert {counted[name] for name in single} == {1}

@@ -28,7 +28,18 @@ def trained(tmp_path_factory):
     for seed in (0, 1):
         flags = ["--steps", "6", "--workers", "2", "--model.widths", "4", "--seed", str(seed)]
         folder = root / "digits_easgd" / f"seed_{seed}"
-        train.main(["--config", "digits_easgd", "--workdir", str(folder), "--no-progress", *flags])
+        train.main(
+            [
+                "--config",
+                "digits",
+                "--rule",
+                "easgd",
+                "--workdir",
+                str(folder),
+                "--no-progress",
+                *flags,
+            ]
+        )
     return root
 
 
@@ -104,7 +115,16 @@ def test_the_distance_is_from_where_a_run_began(trained, tmp_path, capsys):
     source, folder = tmp_path / "source", tmp_path / "run"
     shutil.copytree(trained / "digits_easgd" / "seed_0", source)
     flags = ["--steps", "1", "--learning_rate", "1e-6", "--workers", "2", "--model.widths", "4"]
-    words = ["--config", "digits_local_sgd", "--workdir", str(folder), "--no-progress", *flags]
+    words = [
+        "--config",
+        "digits",
+        "--rule",
+        "local_sgd",
+        "--workdir",
+        str(folder),
+        "--no-progress",
+        *flags,
+    ]
     train.main([*words, "--start", str(source)])
     found = load(folder)
     begun = sharpness._initial(found.run, folder)

@@ -22,19 +22,9 @@ from jaxdist.training import state
 from jaxdist.training.step import make_step
 
 NAMES = list(configs.available())
-DIGITS = [name for name in NAMES if name.startswith("digits_")]
+DATA = [name for name in NAMES if hasattr(configs._module(name), "rules")]
+"""The configurations of a data set, for any rule."""
 SKEWED = [name for name in NAMES if "\nSkewed:" in configs._module(name).__doc__]
-DECENTRALIZED = (
-    "dpsgd",
-    "gossip_pga",
-    "matcha",
-    "one_peer_exponential",
-    "ad_psgd",
-    "al_dsgd",
-    "sgp",
-    "noloco",
-    "choco",
-)
 IMAGES = {
     "mnist": {"size": 28},
     "cifar10": {"size": 32, "channels": 3},
@@ -101,11 +91,36 @@ def trained(monkeypatch):
     return runs
 
 
-def test_there_is_a_config_for_every_rule_and_data_set():
-    wanted = {f"{data}_{rule}" for data in ("digits", "mnist", "cifar10") for rule in RULES}
-    assert wanted <= set(NAMES)
-    for name in wanted:
-        assert configs.load(name).rule.factory == name.partition("_")[2]
+def test_the_configurations_of_a_data_set():
+    wanted = (
+        "digits mnist fashion_mnist cifar10 cifar10_decentralized cifar100 imagenet transformer"
+    )
+    assert {*DATA} == {*wanted.split()}
+    for name in DATA:
+        rules = configs._module(name).rules
+        assert {*rules} <= {*RULES}
+        own = configs.load(name)
+        assert configs.load(name, own.rule.factory) == own
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", DATA)
+def test_any_rule_goes_with_any_data_set(name, rule):
+    """Its options fit the workers, and its state the model."""
+    config = configs.load(name, rule)
+    assert config.rule.factory == rule
+    state.abstract(build(lighter(stand_in(config))))
+
+
+def test_what_is_written_behind_a_rule_goes_before_its_values_for_the_data():
+    config = configs.load("digits", "lasgd(delay=2)")
+    assert (config.rule.delay, config.rule.period) == (2, 8)
+
+
+def test_a_rule_with_a_momentum_of_its_own_has_no_other():
+    momentum = {rule: configs.load("cifar10", rule).optimizer.momentum for rule in RULES}
+    assert [rule for rule in RULES if momentum[rule] == 0] == ["eamsgd"]
+    assert configs.load("cifar10", "eamsgd").optimizer.weight_decay == 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,19 +148,14 @@ def test_config_builds_and_its_step_traces(name):
     assert metrics["loss"].shape == (run.workers.num,)
 
 
-def test_every_decentralized_rule_has_label_skewed_variants():
-    data = ("digits", "mnist", "cifar10")
-    assert set(SKEWED) >= {f"{name}_{rule}" for name in data for rule in DECENTRALIZED}
+def test_data_sets_say_how_shards_are_skewed():
+    assert {*SKEWED} == {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_decentralized"}
     for name in SKEWED:
         lines = re.search(r"\nSkewed:(.*?)\nHardware:", configs._module(name).__doc__, re.DOTALL)
-        *_, command, config, _, workdir, flag, part = shlex.split(lines[1])
-        assert (command, config, workdir, flag) == (
-            "--config",
-            name,
-            f"runs/{name}_skewed",
-            "--with",
-        )
-        config = cli.load(name, [part])
+        *_, command, config, rule, dpsgd, _, _, flag, part = shlex.split(lines[1])
+        words = ("--config", name, "--rule", "dpsgd", "--with")
+        assert (command, config, rule, dpsgd, flag) == words
+        config = cli.load(name, [part], dpsgd)
         assert config.shards.plain() == {
             "factory": "dirichlet",
             "alpha": 0.1,
@@ -153,31 +163,36 @@ def test_every_decentralized_rule_has_label_skewed_variants():
         }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "al_dsgd(" in str(configs.load(name))])
-def test_al_dsgd_graphs_of_the_configs_are_connected(name):
-    options = configs.load(name).rule.options()
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *[(name, None) for name in NAMES if "al_dsgd(" in str(configs.load(name))],
+        *[("cifar10_decentralized", rule) for rule in ("dpsgd", "matcha", "gossip_pga", "choco")],
+        *[("digits", rule) for rule in ("al_dsgd", "matcha")],
+    ],
+)
+def test_al_dsgd_graphs_of_the_configs_are_connected(name, rule):
+    options = configs.load(name, rule).rule.options()
     graphs = topology.make(options.get("topology", options.get("topologies")), 8)
     assert all(nx.is_connected(graph.graph) for graph in graphs)
     assert len(graphs) == (2 if "topologies" in options else 1)
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "digits_mgrawa" else pytest.param(name, marks=pytest.mark.slow)
-        for name in DIGITS
-    ],
+    "rule",
+    [rule if rule == "mgrawa" else pytest.param(rule, marks=pytest.mark.slow) for rule in RULES],
 )
-def test_digits_config_trains(name, tmp_path, capsys, request):
-    drawn = name == "digits_mgrawa"
+def test_digits_train_with(rule, tmp_path, capsys, request):
+    drawn = rule == "mgrawa"
     if not drawn:
         request.getfixturevalue("without_plots")
-    train.main(["--config", name, "--workdir", str(tmp_path), "--steps", "3", "--no-progress"])
+    command = ["--config", "digits", "--rule", rule, "--workdir", str(tmp_path)]
+    train.main([*command, "--steps", "3", "--no-progress"])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 3
     assert 0 <= summary["test_accuracy"] <= 1
     config = configs.load(str(tmp_path / "config.json"))
-    assert config == dataclasses.replace(configs.load(name), steps=3)
+    assert config == dataclasses.replace(configs.load("digits", rule), steps=3)
     run = build(config)
     assert summary["bytes_sent_per_worker"] == traffic(run).bytes_sent(0, 3)
     said = capsys.readouterr().out
@@ -203,15 +218,16 @@ def test_overrides_reach_the_rule_and_the_run(trained, capsys, tmp_path):
 
 def test_options_of_every_kind_can_be_written_as_flags(trained, capsys, tmp_path):
     flags = {
-        "digits_hierarchical_sgd": ("--rule.periods", "{4: 2, 8: 4, 16: 8}"),
-        "digits_lsgd": ("--rule.groups", "[[0, 1, 2], [3, 4, 5, 6, 7]]"),
-        "digits_mgrawa": ("--rule.norm_source", "probe"),
-        "digits_lgrawa": ("--model.widths", "16", "32"),
-        "digits_easgd": ("--rule.alpha", "0.05"),
-        "digits_dpsgd": ("--rule.topology", "torus(rows=2), star", "--rule.compress", "int8"),
+        "hierarchical_sgd": ("--rule.periods", "{4: 2, 8: 4, 16: 8}"),
+        "lsgd": ("--rule.groups", "[[0, 1, 2], [3, 4, 5, 6, 7]]"),
+        "mgrawa": ("--rule.norm_source", "probe"),
+        "lgrawa": ("--model.widths", "16", "32"),
+        "easgd": ("--rule.alpha", "0.05"),
+        "dpsgd": ("--rule.topology", "torus(rows=2), star", "--rule.compress", "int8"),
     }
     for name, words in flags.items():
-        fails(capsys, train.main, "--config", name, "--workdir", tmp_path, *words)
+        rule = ["--config", "digits", "--rule", name]
+        fails(capsys, train.main, *rule, "--workdir", tmp_path, *words)
     read = (from_plain(run.description) for run in trained)
     grouped, led, probed, wide, elastic, gossip = read
     assert grouped.rule.periods == {4: 2, 8: 4, 16: 8}
@@ -318,7 +334,9 @@ def test_wrong_graphs_and_compressors_are_named(capsys, tmp_path, config, words,
 
 def test_a_graph_that_does_not_fit_the_workers_is_named(capsys, tmp_path):
     words = ["--rule.topology", "torus(rows=3)", "--no-progress"]
-    said = fails(capsys, train.main, "--config", "digits_dpsgd", "--workdir", tmp_path, *words)
+    said = fails(
+        capsys, train.main, "--config", "digits", "--rule", "dpsgd", "--workdir", tmp_path, *words
+    )
     assert said == "error: rows is 3; it must divide the number of workers, 8\n"
 
 
@@ -346,7 +364,9 @@ def test_literals_of_another_type_are_named(capsys, tmp_path, literal):
         capsys,
         train.main,
         "--config",
-        "digits_lsgd",
+        "digits",
+        "--rule",
+        "lsgd",
         "--workdir",
         tmp_path,
         "--rule.groups",
@@ -358,7 +378,9 @@ def test_literals_of_another_type_are_named(capsys, tmp_path, literal):
 
 def test_alpha_too_large_for_the_workers_is_named(capsys, tmp_path):
     words = ["--rule.alpha", "0.3", "--no-progress"]
-    said = fails(capsys, train.main, "--config", "digits_easgd", "--workdir", tmp_path, *words)
+    said = fails(
+        capsys, train.main, "--config", "digits", "--rule", "easgd", "--workdir", tmp_path, *words
+    )
     assert "alpha" in said
     assert "0.3" in said
 
@@ -447,11 +469,11 @@ def test_schedules_rise_to_the_learning_rate_and_end_below_it(name):
 
 
 def test_sweep_compares_and_resumes(tmp_path, capsys):
-    words = "--configs digits_local_sgd digits_mgrawa --seeds 0 1 --steps 4 --eval_every 2"
+    words = "--configs digits --rule local_sgd mgrawa --seeds 0 1 --steps 4 --eval_every 2"
     argv = [*words.split(), "--rule.period", "2", "--workdir", str(tmp_path), "--no-progress"]
     sweep.main(argv)
     found = json.loads((tmp_path / "comparison.json").read_text())
-    assert set(found) == {"digits_local_sgd", "digits_mgrawa"}
+    assert set(found) == {"digits,rule=local_sgd", "digits,rule=mgrawa"}
     for name, of in found.items():
         summaries = [
             json.loads((tmp_path / name / f"seed_{seed}" / "summary.json").read_text())
@@ -517,7 +539,7 @@ def test_sweep_replaces_parts_of_all_configs(monkeypatch, tmp_path):
     runs = []
     monkeypatch.setattr("jaxdist.training.train", lambda run, *_, **__: runs.append(run))
     monkeypatch.setattr(comparison, "write", lambda *_: None)
-    words = "--configs digits_dpsgd digits_sgp --with shards=dirichlet(minimum=16) --shards.alpha 2"
+    words = "--configs digits --rule dpsgd sgp --with shards=dirichlet(minimum=16) --shards.alpha 2"
     sweep.main([*words.split(), "--workdir", str(tmp_path)])
     assert [run.rule for run in runs] == ["dpsgd", "sgp"]
     for run in runs:
@@ -525,7 +547,7 @@ def test_sweep_replaces_parts_of_all_configs(monkeypatch, tmp_path):
 
 
 def test_sweep_expands_patterns_and_names_wrong_configs(capsys, tmp_path):
-    assert sweep._expand(["digits_*", "digits_mgrawa"]) == DIGITS
+    assert sweep._expand(["digits*", "digits_mgrawa"]) == ["digits", "digits_mgrawa"]
     said = fails(capsys, sweep.main, "--configs", "digits_mgrwa", "--workdir", tmp_path)
     assert "did you mean 'digits_mgrawa'" in said
 
@@ -540,7 +562,7 @@ def test_bytes_budget_gives_the_shortest_period_that_keeps_to_it():
     with pytest.raises(ValueError, match="sends at least"):
         sweep.within(config, budget=10)
     with pytest.raises(ValueError, match="no period"):
-        sweep.within(configs.load("digits_average_gradients"), budget=1e9)
+        sweep.within(configs.load("digits", "average_gradients"), budget=1e9)
 
 
 def test_fsdp_splits_each_worker(tmp_path):

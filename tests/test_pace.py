@@ -22,15 +22,15 @@ from jaxdist.training.ways import EveryStep
 SLOW = Clock(step_seconds=1.0, stragglers=((7, 3.0),), latency=0.5)
 
 
-def config(name: str, clock: Clock = SLOW, rule: dict | None = None, **options) -> Config:
-    loaded = configs.load(name)
+def config(rule_name: str, clock: Clock = SLOW, rule: dict | None = None, **options) -> Config:
+    loaded = configs.load("digits", rule_name)
     changed = dataclasses.replace(loaded.rule, **rule or {})
     return dataclasses.replace(loaded, rule=changed, clock=clock, **{"steps": 16} | options)
 
 
 def test_all_wait_for_the_straggler():
     """Local SGD: 8 steps of 3 s and a ring all-reduce of 14 messages, twice."""
-    run, timeline = paced(config("digits_local_sgd", rule={"period": 8}))
+    run, timeline = paced(config("local_sgd", rule={"period": 8}))
     sync = SLOW.link.seconds(traffic_of(run).at(7)[0])
     assert 7.0 < sync < 7.1
     np.testing.assert_allclose(run.virtual_seconds[[7, 15]], [24 + sync, 48 + 2 * sync])
@@ -39,22 +39,20 @@ def test_all_wait_for_the_straggler():
 
 
 def test_faster_workers_take_more_steps():
-    run, timeline = paced(config("digits_mgrawa", rule={"period": 8}, asynchronous=True))
+    run, timeline = paced(config("mgrawa", rule={"period": 8}, asynchronous=True))
     assert (run.way.trigger, run.steps) == (8, 16)
     assert run.way.grants.sum(1).tolist() == [64, 64]
     assert (run.way.grants[:, :7] >= 2.5 * run.way.grants[:, 7:]).all()
     assert run.virtual_seconds.tolist() == timeline.finish.max(1).tolist()
     assert run.virtual_seconds[0] < 18
-    again = build(config("digits_mgrawa", rule={"period": 8}, asynchronous=True))
+    again = build(config("mgrawa", rule={"period": 8}, asynchronous=True))
     assert (again.way.grants == run.way.grants).all()
 
 
 def test_the_seed_decides_the_clock():
     noisy = dataclasses.replace(SLOW, sigma=0.3)
     grants = [
-        build(
-            config("digits_mgrawa", noisy, asynchronous=True, seed=seed, steps=64)
-        ).way.grants.tolist()
+        build(config("mgrawa", noisy, asynchronous=True, seed=seed, steps=64)).way.grants.tolist()
         for seed in (0, 0, 1)
     ]
     assert grants[0] == grants[1] != grants[2]
@@ -62,7 +60,7 @@ def test_the_seed_decides_the_clock():
 
 def test_nobody_waits_for_a_late_average():
     """LASGD launches once all have taken a period: the others then have taken three."""
-    run, timeline = paced(config("digits_lasgd", rule={"period": 4}, asynchronous=True))
+    run, timeline = paced(config("lasgd", rule={"period": 4}, asynchronous=True))
     assert timeline is None
     assert run.way.trigger == 4
     assert run.way.grants[0, 7] >= 4
@@ -74,7 +72,7 @@ def test_nobody_waits_for_a_late_average():
 def test_a_bound_on_the_delay_blocks():
     """With max_delay workers launch at the same steps; the table of delays is the clock's."""
     rule = {"period": 8, "max_delay": 6}
-    run, timeline = paced(config("digits_lasgd", rule=rule, asynchronous=True))
+    run, timeline = paced(config("lasgd", rule=rule, asynchronous=True))
     assert run.way == EveryStep()
     assert timeline.delays.max() == 6
     assert timeline.waiting[:7].min() > 0.3
@@ -85,7 +83,7 @@ def test_a_bound_on_the_delay_blocks():
 
 def test_those_that_have_arrived_are_merged():
     rule = {"period": 4, "quorum": 7, "arrived": None}
-    run = build(config("digits_decoupled", rule=rule, asynchronous=True))
+    run = build(config("decoupled", rule=rule, asynchronous=True))
     assert (run.way.grants[:, :7] > 2 * run.way.grants[:, 7:]).all()
     params, _ = run.task.init(jax.random.key(0))
 
@@ -101,22 +99,22 @@ def test_those_that_have_arrived_are_merged():
 
 def test_budget_is_the_length():
     clock = dataclasses.replace(SLOW, budget=100.0)
-    run = build(config("digits_local_sgd", clock, rule={"period": 8}, steps=None))
+    run = build(config("local_sgd", clock, rule={"period": 8}, steps=None))
     assert run.virtual_seconds[-1] <= 100 < run.virtual_seconds[-1] + 3.0 + 7.1
     assert run.description["clock"]["budget"] == 100.0
-    counted = build(config("digits_mgrawa", clock, asynchronous=True, steps=None))
+    counted = build(config("mgrawa", clock, asynchronous=True, steps=None))
     assert counted.virtual_seconds[-1] <= 100
     assert counted.steps > 1.5 * run.steps
 
 
 def test_without_a_clock_the_processes_count():
-    run = build(config("digits_mgrawa", Clock(), asynchronous=True, steps=20))
+    run = build(config("mgrawa", Clock(), asynchronous=True, steps=20))
     assert run.way.grants is run.virtual_seconds is None
     assert run.steps == 20 // run.way.trigger * run.way.trigger
 
 
 def test_plain_and_back():
-    before = config("digits_mgrawa", dataclasses.replace(SLOW, pauses=((0, 3, 2.0),)))
+    before = config("mgrawa", dataclasses.replace(SLOW, pauses=((0, 3, 2.0),)))
     assert json.loads(json.dumps(before.plain())) == before.plain()  # else no run could resume
     assert from_plain(before.plain()) == before
 
@@ -132,10 +130,10 @@ def test_plain_and_back():
         ({"clock": {"step_seconds": 1.0, "sigma": -1.0}}, "sigma"),
         ({"clock": {"step_seconds": 1.0, "stragglers": [(8, 2.0)]}}, "worker is 8"),
         ({"clock": {"step_seconds": 1.0, "stragglers": [(1, 0.0)]}}, "worker 1"),
-        ({"name": "digits_average_gradients", "asynchronous": True}, "has no period"),
-        ({"name": "digits_lasgd", "rule": {"max_delay": 4}, "asynchronous": True}, "max_delay"),
+        ({"rule_name": "average_gradients", "asynchronous": True}, "has no period"),
+        ({"rule_name": "lasgd", "rule": {"max_delay": 4}, "asynchronous": True}, "max_delay"),
         (
-            {"name": "digits_lasgd", "overlap": "beside", "workers": 6},
+            {"rule_name": "lasgd", "overlap": "beside", "workers": 6},
             "workers=6 on 8 devices: allowed are multiples of 4",
         ),
         (
@@ -146,11 +144,11 @@ def test_plain_and_back():
     ],
 )
 def test_bad_input(options, said):
-    options = {"name": "digits_mgrawa", "clock": {}} | options
+    options = {"rule_name": "mgrawa", "clock": {}} | options
 
     def begin():
         clock = Clock(**options.pop("clock"))
-        run = build(config(options.pop("name"), clock, **options))
+        run = build(config(options.pop("rule_name"), clock, **options))
         make_advance(run, traffic_of(run))
 
     with pytest.raises(ValueError, match=said):
@@ -173,7 +171,7 @@ def test_by_step_is_the_schedule_of_the_runs_step():
 
 def test_sweep_on_the_clock(tmp_path):
     """Virtual seconds in the lines and the table, when the target was reached, and the pictures."""
-    words = "--configs digits_local_sgd digits_mgrawa --steps 16 --eval_every 8 --target 0.2"
+    words = "--configs digits --rule local_sgd mgrawa --steps 16 --eval_every 8 --target 0.2"
     clock = "--clock.step_seconds 1 --clock.stragglers 7 3 --no-progress --rule.period 8"
     sweep.main([*words.split(), *clock.split(), "--workdir", str(tmp_path)])
     found = json.loads((tmp_path / "comparison.json").read_text())

@@ -35,7 +35,17 @@ def assert_same(found, wanted):
 def source(tmp_path_factory):
     """The folder of a small EASGD run of 3 workers: it has a centre, and two checkpoints."""
     folder = tmp_path_factory.mktemp("source") / "easgd"
-    words = ["--config", "digits_easgd", "--workers", "3", "--checkpoint_every", "3", *SMALL]
+    words = [
+        "--config",
+        "digits",
+        "--rule",
+        "easgd",
+        "--workers",
+        "3",
+        "--checkpoint_every",
+        "3",
+        *SMALL,
+    ]
     train.main([*words, "--rule.period", "2", "--steps", "6", "--workdir", str(folder)])
     return folder
 
@@ -188,7 +198,16 @@ def test_damaged_files_are_told(tmp_path, kind):
 
 
 def begin(folder, *words):
-    command = ["--config", "digits_local_sgd", "--workers", "2", "--workdir", str(folder)]
+    command = [
+        "--config",
+        "digits",
+        "--rule",
+        "local_sgd",
+        "--workers",
+        "2",
+        "--workdir",
+        str(folder),
+    ]
     train.main([*command, *SMALL, *words])
 
 
@@ -218,7 +237,7 @@ def test_a_run_begins_from_a_run_and_from_a_file(source, files, tmp_path, capsys
     assert after["start"] == told[1]["start"]
     gone.rename(files[0])
     words = ["--steps", "2", *words, "--workdir", tmp_path / "1", "--workers", 2, *SMALL]
-    command = ["--config", "digits_local_sgd", *words]
+    command = ["--config", "digits", "--rule", "local_sgd", *words]
     said = fails(capsys, train.main, *command, "--start", files[1])
     assert "is of another configuration (start: " in said
     assert "start: " in fails(capsys, train.main, *command)
@@ -233,7 +252,18 @@ def test_a_run_without_a_start_is_described_as_before(source):
 def test_parts_by_their_prefix(source, tmp_path, capsys, without_plots):
     """A new head on old layers; what is not taken is the initialiser's."""
     short = ["--steps", "1", "--learning_rate", "1e-30", "--no-progress"]
-    wider = ["--config", "digits_local_sgd", "--workers", "2", "--model.widths", "4", "8", *short]
+    wider = [
+        "--config",
+        "digits",
+        "--rule",
+        "local_sgd",
+        "--workers",
+        "2",
+        "--model.widths",
+        "4",
+        "8",
+        *short,
+    ]
     folder, taken = tmp_path / "run", ["--start", str(source), "--start_prefix", "hidden/0"]
     train.main([*wider, "--workdir", str(folder), *taken])
     found, wanted = flat(load(folder).mean), flat(load(source).mean)
@@ -317,13 +347,24 @@ def test_narrow_numbers_are_taken_in_the_types_of_the_model():
 )
 def test_a_start_that_cannot_be_is_told(source, files, tmp_path, capsys, words, said):
     words = [word.format(source=source, file=files[0]) for word in words]
-    command = ["--config", "digits_local_sgd", "--workers", 2, *SMALL, "--steps", 1]
+    command = ["--config", "digits", "--rule", "local_sgd", "--workers", 2, *SMALL, "--steps", 1]
     assert said in fails(capsys, train.main, *command, "--workdir", tmp_path / "run", *words)
     assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_sweep_tells_a_start_that_does_not_fit_before_the_first_run(source, tmp_path, capsys):
-    words = ["--configs", "digits_local_sgd", "--model.widths", 5, "--steps", 1, "--workers", 2]
+    words = [
+        "--configs",
+        "digits",
+        "--rule",
+        "local_sgd",
+        "--model.widths",
+        5,
+        "--steps",
+        1,
+        "--workers",
+        2,
+    ]
     said = fails(capsys, sweep.main, *words, "--start", source, "--workdir", tmp_path / "w")
     assert "of another shape" in said
     assert "nothing was trained" in said

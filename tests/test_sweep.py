@@ -27,11 +27,11 @@ def names(trained, tmp_path):
 
 
 def test_grid_is_the_product_of_all_flags_with_several_values(trained, tmp_path):
-    words = "--configs digits_dpsgd --seeds 3 5 --rule.period 4 8 --learning_rate 0.1 0.2"
+    words = "--configs digits --rule dpsgd --seeds 3 5 --rule.period 4 8 --learning_rate 0.1 0.2"
     more = ["--rule.topology", "torus(rows=2), ring", "--model.widths", "4", "8"]
     sweep.main([*words.split(), *more, "--workdir", str(tmp_path), "--steps", "2"])
     assert names(trained, tmp_path) == [
-        f"digits_dpsgd,rule.period={period},learning_rate={rate}/seed_{seed}"
+        f"digits,rule=dpsgd,rule.period={period},learning_rate={rate}/seed_{seed}"
         for period in (4, 8)
         for rate in (0.1, 0.2)
         for seed in (3, 5)
@@ -44,21 +44,21 @@ def test_grid_is_the_product_of_all_flags_with_several_values(trained, tmp_path)
 
 
 def test_a_grid_of_names_has_folders_that_can_be_made(trained, tmp_path):
-    words = ["--configs", "digits_dpsgd", "--steps", "2", "--workdir", str(tmp_path)]
+    words = ["--configs", "digits", "--rule", "dpsgd", "--steps", "2", "--workdir", str(tmp_path)]
     sweep.main([*words, "--rule.topology", "torus(rows=2), ring", "star"])
     assert names(trained, tmp_path) == [
-        "digits_dpsgd,rule.topology=torus(rows=2)_ring/seed_0",
-        "digits_dpsgd,rule.topology=star/seed_0",
+        "digits,rule=dpsgd,rule.topology=torus(rows=2)_ring/seed_0",
+        "digits,rule=dpsgd,rule.topology=star/seed_0",
     ]
 
 
 def test_several_rules_are_a_part_of_the_grid(trained, tmp_path):
     """Fails if a rule is not put in, or its options are not its own."""
-    words = "--configs digits_local_sgd --rule mgrawa local_sgd --steps 2 --seeds 0 1"
+    words = "--configs digits --rule mgrawa local_sgd --steps 2 --seeds 0 1"
     more = ["--rule", "easgd(alpha=0.1)", "--rule.period", "2", "4"]
     sweep.main([*words.split(), *more, "--workdir", str(tmp_path)])
     assert names(trained, tmp_path) == [
-        f"digits_local_sgd,rule={rule},rule.period={period}/seed_{seed}"
+        f"digits,rule={rule},rule.period={period}/seed_{seed}"
         for rule in ("mgrawa", "local_sgd", "easgd(alpha=0.1)")
         for period in (2, 4)
         for seed in (0, 1)
@@ -103,11 +103,11 @@ def test_targets_that_cannot_be(text, said):
 
 def test_a_grid_is_compared(tmp_path, capsys):
     """Each combination has its row, and the folders are those of a sweep."""
-    words = "--configs digits_local_sgd --rule.period 1 2 --steps 2 --no-progress"
+    words = "--configs digits --rule local_sgd --rule.period 1 2 --steps 2 --no-progress"
     words += " --target test_loss=100"
     sweep.main([*words.split(), "--workdir", str(tmp_path)])
     found = json.loads((tmp_path / "comparison.json").read_text())
-    rows = [f"digits_local_sgd,rule.period={period}" for period in (1, 2)]
+    rows = [f"digits,rule=local_sgd,rule.period={period}" for period in (1, 2)]
     assert {*found} == {*rows}
     assert [found[row]["rule"]["period"] for row in rows] == [1, 2]
     assert all(found[row]["train_seconds_to_target"]["mean"] > 0 for row in rows)
@@ -119,31 +119,34 @@ def test_a_grid_is_compared(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("--configs digits_dpsgd --seed 3", "--seeds"),
-        ("--configs digits_dpsgd --seeds 0 0", "--seeds are [0, 0]"),
-        ("--configs digits_dpsgd --seeds", "--seeds"),
-        ("--configs digits_dpsgd --seeds 99999999999999999999", "--seeds is 99999999999999999999"),
-        ("--configs digits_dpsgd --rule.period 4 4", "two of the values are the same"),
-        ("--configs digits_dpsgd --target 0.5 0.6", "--target takes one value"),
-        ("--configs digits_dpsgd --target tset_loss=1", "did you mean 'test_loss'?"),
-        ("--configs digits_dpsgd --rule sgp sgp", "--rule: 'sgp' is given 2 times"),
-        ("--configs digits_dpsgd --rule sgq", "did you mean 'sgp'?"),
-        ("--configs digits_dpsgd --rule sgp --with rule=dppf", "allowed is one of them"),
-        ("--configs digits_dpsgd --rule dpsgd average_gradients --rule.period 2", "no option"),
-        ("--configs digits_dpsgd --configs digits_sgp", "--configs is given 2 times"),
+        ("--configs digits --rule dpsgd --seed 3", "--seeds"),
+        ("--configs digits --rule dpsgd --seeds 0 0", "--seeds are [0, 0]"),
+        ("--configs digits --rule dpsgd --seeds", "--seeds"),
+        (
+            "--configs digits --rule dpsgd --seeds 9999999999999999999",
+            "--seeds is 9999999999999999999",
+        ),
+        ("--configs digits --rule dpsgd --rule.period 4 4", "two of the values are the same"),
+        ("--configs digits --rule dpsgd --target 0.5 0.6", "--target takes one value"),
+        ("--configs digits --rule dpsgd --target tset_loss=1", "did you mean 'test_loss'?"),
+        ("--configs digits --rule sgp sgp", "--rule: 'sgp' is given 2 times"),
+        ("--configs digits --rule sgq", "did you mean 'sgp'?"),
+        ("--configs digits --rule sgp --with rule=dppf", "allowed is one of them"),
+        ("--configs digits --rule dpsgd average_gradients --rule.period 2", "no option"),
+        ("--configs digits --configs mnist", "--configs is given 2 times"),
         ("--configs digits_mgrawa --bytes_budget 1e6 --rule.period 4", "--bytes_budget chooses"),
         ("--configs nope_*", "'nope_*' matches no configuration"),
-        ("--configs digits_dpsgd digits_dpsgd", "'digits_dpsgd' is given 2 times"),
-        ("--configs digits_mgrawa digits_local_sgd --rule.strength 1", "'digits_local_sgd'"),
+        ("--configs digits digits", "'digits' is given 2 times"),
+        ("--configs digits --rule mgrawa local_sgd --rule.strength 1", "local_sgd, has no option"),
         # what comes out only when the last of the runs is built
-        ("--configs digits_sgp fashion_mnist_sgp --data.path nowhere", "'digits_sgp'"),
-        ("--configs digits_sgp mnist_sgp", "mnist_sgp, seed 0: name='mnist' is not prepared"),
-        ("--configs digits_dpsgd --rule.topology ring torus(rows=3)", "rows is 3"),
-        ("--configs digits_dpsgd --rule.period 2 0", "period is 0"),
-        ("--configs digits_mgrawa digits_dppf --bytes_budget 10", "sends at least"),
+        ("--configs digits fashion_mnist --data.path nowhere", "'digits'"),
+        ("--configs digits mnist", "mnist, seed 0: name='mnist' is not prepared"),
+        ("--configs digits --rule dpsgd --rule.topology ring torus(rows=3)", "rows is 3"),
+        ("--configs digits --rule dpsgd --rule.period 2 0", "period is 0"),
+        ("--configs digits --rule mgrawa dppf --bytes_budget 10", "sends at least"),
         (
-            "--configs digits_lasgd digits_mgrawa --overlap beside --workers 4",
-            "digits_mgrawa, seed 0",
+            "--configs digits --rule lasgd mgrawa --overlap beside --workers 4",
+            "digits,rule=mgrawa, seed 0",
         ),
     ],
 )

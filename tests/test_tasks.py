@@ -272,7 +272,7 @@ def test_a_task_of_ones_own_through_all_commands(own, tmp_path):
     assert OWN.count("\n") <= 40
     short = ["--steps", "40", *SHORT[2:], "--learning_rate", "0.3"]
     folder, imports = str(tmp_path / "sweep"), own[:2]
-    command = ["--configs", "digits_local_sgd", "digits_mgrawa", "--workdir", folder]
+    command = ["--configs", "digits", "--rule", "local_sgd", "mgrawa", "--workdir", folder]
     sweep.main([*command, "--seeds", "0", "1", "--target", "0.4", *own, *short])
     found = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
     best = {of["test_error"]["mean"] for of in found.values()}
@@ -285,11 +285,11 @@ def test_a_task_of_ones_own_through_all_commands(own, tmp_path):
     assert errors == sorted(errors)  # the lowest first
     report.main(["--workdir", folder, "--figures", str(tmp_path / "figures")])
     assert (tmp_path / "figures" / "error_steps.pdf").exists()
-    one = str(tmp_path / "sweep" / "digits_mgrawa" / "seed_0")
+    one = str(tmp_path / "sweep" / "digits,rule=mgrawa" / "seed_0")
     assert '"train_error"' in Path(one, "metrics.jsonl").read_text()
     few = ["--examples", "64", "--batch_size", "32", "--measures", "gradient_norm"]
     sharpness.main(["--workdir", one, "--of", "mean", *few, *imports])
-    assert (tmp_path / "sweep" / "digits_mgrawa" / "seed_0" / "sharpness").exists()
+    assert (tmp_path / "sweep" / "digits,rule=mgrawa" / "seed_0" / "sharpness").exists()
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_what_does_not_fit_a_task_is_refused(words, said, tmp_path, capsys):
 
 
 def test_a_sweep_over_two_tasks_is_refused(tmp_path, capsys):
-    command = ["--configs", "digits_local_sgd", "transformer_local_sgd", "--workdir", tmp_path]
+    command = ["--configs", "digits", "transformer", "--workdir", tmp_path]
     said = fails(capsys, sweep.main, *command, *SHORT)
     assert "it is judged by" in said
     assert "nothing was trained" in said

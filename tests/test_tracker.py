@@ -96,7 +96,16 @@ def test_the_package_is_needed_before_anything_is_trained(monkeypatch, tmp_path,
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n, *a: None if n == "wandb" else find(n)
     )
-    words = ["--config", "digits_local_sgd", "--steps", "2", "--workdir", str(tmp_path / "run")]
+    words = [
+        "--config",
+        "digits",
+        "--rule",
+        "local_sgd",
+        "--steps",
+        "2",
+        "--workdir",
+        str(tmp_path / "run"),
+    ]
     with pytest.raises(SystemExit) as stop:
         command.main([*words, "--wandb", "proj"])
     assert stop.value.code == 2

@@ -1,14 +1,19 @@
 """Configurations: each file holds `config = ...` and says what it is for.
 
+Where a file also sets `rules`, these are the hyper-parameters with which each rule begins there
+when it is put in place of the configuration's own (`--rule NAME`).
+
 Nothing here imports JAX before a configuration is loaded.
 """
 
 import ast
+import dataclasses
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments import own
 
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
     from experiments.config import Config
 
 _FOLDER = Path(__file__).parent
-_SHARED = ("__init__", "one_worker", "recipes")
+_SHARED = ("__init__", "one_worker", "recipes", "settings")
 _NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -27,15 +32,22 @@ def available() -> dict[str, str]:
     return {name: doc.partition("\n")[0] for name, doc in docs.items()}
 
 
-def load(name: str) -> "Config":
+def load(name: str, rule: str | None = None) -> "Config":
     """The configuration of that name, or in that file.
 
     Args:
         name: a key of `available()`, the path of a `.py` file that sets `config`, or that of the
             `config.json` of a run.
+        rule: the rule in place of its own, as "easgd" or "easgd(period=8)". What is not written
+            there is as the file's `rules` say, or the rule's default. A local optimizer with
+            momentum has none beside a rule that has its own.
 
     Raises:
-        ValueError: if there is none; for a name it gives the nearest one.
+        ValueError: if there is no such configuration or rule; it gives the nearest name.
+
+    Example:
+        >>> load("digits", "diloco(momentum=0.8)").rule.options()["period"]
+        16
     """
     from experiments.config import Config, from_plain
     from jaxdist.checks import local_path
@@ -48,12 +60,28 @@ def load(name: str) -> "Config":
         raise ValueError(f"config={name!r} is a folder: allowed is a file{run}, or a config's name")
     if name.endswith(".json"):
         try:
-            return from_plain(json.loads(path.read_text())["config"])
+            return _with_rule(from_plain(json.loads(path.read_text())["config"]), rule, {})
         except (*_NO_JSON, KeyError, TypeError, AttributeError):
             raise ValueError(f"config={name!r} is not the config.json of a run") from None
-    config = getattr(_module(name), "config", None)
+    module = _module(name)
+    config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ValueError(f"config={name!r} does not set `config` to an experiments.config.Config")
+    return _with_rule(config, rule, getattr(module, "rules", {}))
+
+
+def _with_rule(config: "Config", rule: str | None, settings: Mapping[str, Any]) -> "Config":
+    if rule is None:
+        return config
+    from experiments.components import SLOTS, read_component
+
+    _, made = read_component(f"rule={rule}", settings)
+    config = dataclasses.replace(config, rule=made)
+    if getattr(
+        SLOTS["rule"][made.factory], "momentum", made.factory == "eamsgd"
+    ) and config.optimizer.options().get("momentum"):
+        optimizer = dataclasses.replace(config.optimizer, momentum=0.0)
+        return dataclasses.replace(config, optimizer=optimizer)
     return config
 
 
