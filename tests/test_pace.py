@@ -175,8 +175,8 @@ def test_sweep_on_the_clock(tmp_path):
     clock = "--clock.step_seconds 1 --clock.stragglers 7 3 --no-progress --rule.period 8"
     sweep.main([*words.split(), *clock.split(), "--workdir", str(tmp_path)])
     found = json.loads((tmp_path / "comparison.json").read_text())
-    assert found["digits_mgrawa"]["virtual_seconds"]["mean"] == pytest.approx(48, 1e-3)
-    assert found["digits_mgrawa"]["virtual_seconds_to_target"]["mean"] in (
+    assert found["digits,rule=mgrawa"]["virtual_seconds"]["mean"] == pytest.approx(48, 1e-3)
+    assert found["digits,rule=mgrawa"]["virtual_seconds_to_target"]["mean"] in (
         pytest.approx(24, 1e-3),
         pytest.approx(48, 1e-3),
     )
