@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives
+from jaxdist import collectives, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Leader
 from jaxdist.rules import base
 
 
@@ -113,7 +112,7 @@ def lsgd(
     ]:
         base.check_between(name, value, 0, 1)
     groups = None if groups is None else _check_groups(groups)
-    exchange = Leader(axis, compress)
+    lead = exchange.leader(axis, compress)
     keep = base.may_be_positive(prox)
     keep_local = groups is not None and base.may_be_positive(local_prox)
 
@@ -127,8 +126,8 @@ def lsgd(
             params if keep else (),
             params if keep_local else (),
             metrics,
-            exchange.init(params),
-            exchange.init(params) if groups is not None else (),
+            lead.init(params),
+            lead.init(params) if groups is not None else (),
         )
 
     def local(x, state, extra):
@@ -145,7 +144,7 @@ def lsgd(
         known = ~jnp.isinf(state.losses)  # the first losses are few
         mean = jnp.where(known, state.losses, 0).sum() / known.sum()
         score = jnp.where(base.healthy(x), mean, jnp.inf)
-        return exchange.elect(x, score, memory, step, groups)
+        return lead.elect(x, score, memory, step, groups)
 
     def local_sync(x, state, extra):
         _check_members(groups, collectives.size(axis))
