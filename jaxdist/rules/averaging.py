@@ -81,7 +81,7 @@ def average_gradients(
     def update(updates, state, params=None, *, only=base.PARTS, **_):
         del params
         gradient = leaves.floats(updates, updates, "updates")
-        if "local" not in only or not jax.tree.leaves(gradient):
+        if not base.parts(only).local or not jax.tree.leaves(gradient):
             return updates, state
         weight = base.healthy(gradient)
         average, _, memory = means.mean(gradient, state.memory, state.count, weight)

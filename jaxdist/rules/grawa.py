@@ -1,6 +1,6 @@
 """MGRAWA and LGRAWA: pulled to a centre that trusts workers in flat regions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -170,6 +170,11 @@ def lgrawa(
         each,
         skip_unused,
     )
+
+
+def asks(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which gradient `mgrawa` and `lgrawa` need with these options, as a fact of their rows."""
+    return ("grad",) if options["norm_source"] == "training" else ("probe_grad",)
 
 
 def _grawa(

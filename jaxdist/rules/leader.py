@@ -1,6 +1,6 @@
 """Following a leader: the worker with the least training loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +98,7 @@ def lsgd(
     base.check_period("period", period)
     base.check_period("window", window)
     if local_period is None:
-        local_period = period // 4 if period % 4 == 0 else period
+        local_period = _quarter(period)
     base.check_period("local_period", local_period)
     if period % local_period:
         raise ValueError(
@@ -170,6 +170,22 @@ def lsgd(
     if groups is not None:
         syncs.insert(0, (base.every(local_period), local_sync))
     return base.rule(init, *syncs, local=local)
+
+
+def meets(options: Mapping[str, Any]) -> int:
+    """The steps between the syncs of `lsgd` with these options: those of groups, if there are any.
+
+    As a fact of its row in `RULES`.
+    """
+    period, local_period = options["period"], options["local_period"]
+    if options["groups"] is None:
+        return period
+    return _quarter(period) if local_period is None else local_period
+
+
+def _quarter(period):
+    """The local period by default."""
+    return period // 4 if period % 4 == 0 else period
 
 
 def _led(who, leader, before):
