@@ -14,7 +14,7 @@ from experiments.components import component
 from experiments.config import Augment, Config
 from experiments.load import read_start
 from experiments.optimizers import by_step
-from experiments.pace import pace
+from experiments.pace import is_bounded, pace
 from jaxdist import rules
 from jaxdist.checks import LARGEST
 from jaxdist.clock import Timeline
@@ -81,6 +81,7 @@ def _paced(
     if steps > LARGEST:
         raise ValueError(f"epochs={config.epochs}: {steps:.2g} steps; allowed are up to {LARGEST}")
     rule, options = config.rule.factory, config.rule.options()
+    row = rules.row(rule)
     rate = by_step(config.schedule(learning_rate, steps))
     drop = config.drop(per_epoch, total_steps=steps, axis=workers.axis)
     optimizer = optax.chain(config.optimizer(1.0), rate, drop, _attack(config, workers))
@@ -96,7 +97,7 @@ def _paced(
         microbatches=config.microbatches,
         steps=steps,
         seed=config.seed,
-        probe_period=options["period"] if options.get("norm_source") == "probe" else None,
+        probe_period=row.meets(options) if "probe_grad" in row.asks(options) else None,
         gradient=None if config.gradient.factory == "plain" else config.gradient,
         shared_noise=config.shared_noise,
         local=config.local,
@@ -129,9 +130,7 @@ def _way(config: Config, others: Workers | None) -> Way:
         f"overlap={config.overlap!r}": others is not None,
         f"asynchronous={config.asynchronous}": config.asynchronous,
     }
-    # delays up to max_delay are a table of the rule's, and the run's steps are equal
-    tables = config.asynchronous and config.rule.options().get("max_delay") is not None
-    if sum(chosen.values()) - tables > 1:
+    if sum(chosen.values()) - is_bounded(config) > 1:
         given = " and ".join(name for name, is_set in chosen.items() if is_set)
         raise ValueError(f"{given} are given; a run advances in one of these ways")
     if others is not None:

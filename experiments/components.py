@@ -148,7 +148,7 @@ def register(
             f"{name}{inspect.signature(factory)}"
         )
     component_type(slot, name, factory)
-    _FILES[factory] = str(own.running() or Path(inspect.getfile(factory)).resolve())
+    _FILES[factory] = str(own.running() or Path(inspect.getfile(inspect.unwrap(factory))).resolve())
     table[name] = factory
     return factory
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import optax
 
-from jaxdist import clock
+from jaxdist import clock, rules
 from jaxdist.clock import Link, Speeds, Timeline
 from jaxdist.training import Run
 from jaxdist.training.due import traffic_of
@@ -15,9 +15,6 @@ from jaxdist.training.ways import Asynchronous
 
 if TYPE_CHECKING:
     from experiments.config import Config
-
-
-_LATE = ("lasgd", "dasgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +75,14 @@ def pace(
     Raises:
         ValueError: if the clock does not fit the workers, or the rule cannot be run so.
     """
-    options, link, period = config.rule.options(), config.clock.link, _period(config)
-    bounded = config.asynchronous and options.get("max_delay") is not None
+    row, options = rules.row(config.rule.factory), config.rule.options()
+    link, period, bounded = config.clock.link, _period(config), is_bounded(config)
     if config.asynchronous and not bounded:
         steps = max(run.steps // period, 1) * period
         run = dataclasses.replace(run, steps=steps, way=Asynchronous(period))
     if not config.clock.step_seconds:
         if bounded:
-            raise ValueError("asynchronous: delays up to max_delay come from clock.step_seconds")
+            raise ValueError(f"asynchronous: delays up to {row.bound} come from clock.step_seconds")
         return run, None
     speeds, traffic = config.clock.speeds(config.workers, config.seed), traffic_of(run)
     timeline, given = None, {}
@@ -93,17 +90,17 @@ def pace(
         timeline = clock.simulate(traffic, speeds, link, run.steps, delay=_delay(config))
     elif bounded:
         table, timeline = clock.delays(
-            traffic, speeds, link, run.steps, period=period, max_delay=options["max_delay"]
+            traffic, speeds, link, run.steps, period=period, max_delay=options[row.bound]
         )
-        given = {"tx": make(**options | {"delay": table})}
+        given = {"tx": make(**options | {row.table: table})}
     else:
         ends = period * (1 + np.arange(run.steps // period))
         syncs = [sum(map(link.seconds, traffic.at(end - 1))) for end in ends]
-        if "quorum" in options or config.rule.factory in _LATE:
+        if row.table is not None:
             quorum = options.get("quorum", config.workers)
             merges = clock.arrivals(speeds, max(syncs), period, len(ends), quorum=quorum, grace=0.0)
             # nobody waits for a late average: it is used at the next launch
-            found = {"arrived": merges.arrived} if "quorum" in options else {"delay": period}
+            found = {row.table: period if row.table == row.late else merges.arrived}
             given = {"tx": make(**options | found), "way": Asynchronous(period, merges.steps)}
             given["virtual_seconds"] = merges.seconds
         else:
@@ -115,11 +112,16 @@ def pace(
     return dataclasses.replace(run, **given), timeline
 
 
+def is_bounded(config: "Config") -> bool:
+    """Whether a run is asynchronous only within a bound: its steps are equal, its averages late."""
+    bound = rules.row(config.rule.factory).bound
+    given = bound is not None and config.rule.options()[bound] is not None
+    return config.asynchronous and given
+
+
 def _period(config: "Config") -> int:
     """Steps between the syncs at which an asynchronous run meets."""
-    options = config.rule.options()
-    period = options.get("local_period") if options.get("groups") else None
-    period = period or options.get("period")
+    period = rules.row(config.rule.factory).meets(config.rule.options())
     if config.asynchronous and period is None:
         raise ValueError(
             f"asynchronous: the rule {config.rule.factory!r} has no period between whose syncs "
@@ -130,10 +132,8 @@ def _period(config: "Config") -> int:
 
 def _delay(config: "Config") -> int:
     """Steps from a launch of the rule to its application, as the clock takes them."""
-    options = config.rule.options()
-    if config.rule.factory in ("cocod", "overlap_local_sgd"):
-        return options["period"]
-    delay = options.get("delay", 0)
+    late = rules.row(config.rule.factory).late
+    delay = 0 if late is None else config.rule.options()[late]
     if not isinstance(delay, int):
         raise ValueError("clock: a table of delays comes from the clock itself; use asynchronous")
     return delay

@@ -166,13 +166,13 @@ def _attack(axis, period, workers, craft: Craft) -> optax.GradientTransformation
     def update(updates, state, params=None, *, step=None, only=base.PARTS, **_):
         if params is None:
             raise ValueError("params is None; an attack needs tx.update(updates, state, params)")
-        step = state.count if step is None else step
+        step, does = state.count if step is None else step, base.parts(only)
         new = step % period == 0
         start = jax.tree.map(lambda p, s: jnp.where(new, p.astype(s.dtype), s), params, state.start)
-        if "sync" in only:
+        if does.sync:
             keep = lambda updates, *_: updates
             due = base.every(period)
             updates = collectives.when(due, step, bring, keep, updates, start, params, step)
-        return updates, AttackState(state.count + ("local" in only), start)
+        return updates, AttackState(state.count + does.local, start)
 
     return optax.GradientTransformationExtraArgs(init, update)

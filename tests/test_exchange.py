@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdist import rules
-from jaxdist.compression.exchange import Means, Wire
+from jaxdist import exchange, rules
+from jaxdist.exchange import aggregated, compressed, plain
 
 W, D, K = 4, 12, 3
 
@@ -157,7 +157,7 @@ MEANS = {
 def test_what_is_left_out_comes_later(compress):
     """The mean of what does not change is the true one in the end, however far the workers are."""
     far = np.random.default_rng(1).normal(size=(W, 3, 4)).astype(np.float32)
-    means = Means("w", compress, "levels")
+    means = exchange.means("w", compress, "levels")
 
     @jax.jit
     def step(t, memory):
@@ -203,4 +203,29 @@ def test_every_rule_with_a_mean_or_a_leader_reaches_the_same_goal_compressed(com
 def test_wires_take_no_compressor_that_needs_a_memory():
     for spec in ("top_k", "random_k", "sign", "power_sgd"):
         with pytest.raises(ValueError, match=f"compress is '{spec}'.* use choco"):
-            Wire(spec, "dpsgd")
+            exchange.wire(spec, "dpsgd")
+
+
+@pytest.mark.parametrize(
+    ("compress", "aggregate", "made"),
+    [
+        (None, None, plain.Means),
+        ("int8", None, compressed.Means),
+        (None, "median", aggregated.Means),
+    ],
+)
+def test_what_a_mean_goes_through(compress, aggregate, made):
+    assert type(exchange.means("w", compress, aggregate=aggregate)) is made
+
+
+def test_what_is_compressed_is_only_added_up():
+    with pytest.raises(ValueError, match="compress is 'int8' and aggregate is 'median'; one of"):
+        exchange.means("w", "int8", aggregate="median")
+
+
+def test_what_goes_as_it_is_remembers_nothing():
+    x = jnp.ones(3)
+    for made in (exchange.means("w"), exchange.means("w", aggregate="median")):
+        assert made.init(x) == ()
+    assert exchange.leader("w", None) == plain.Leader("w")
+    assert exchange.wire(None, "dpsgd") == plain.Wire()

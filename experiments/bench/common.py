@@ -65,8 +65,8 @@ def cnn_run(rule: str, workers: Workers | None = None, local: str = "vmap", **hy
     """
     workers = workers or Workers.create(WORKERS)
     dataset = digits(size=28)
-    momentum = None if rule == "eamsgd" else 0.9  # which has one of its own
-    tx = optimizer = optax.sgd(0.05, momentum=momentum, nesterov=True)
+    own = rule != "none" and rules.row(rule).momentum
+    tx = optimizer = optax.sgd(0.05, momentum=None if own else 0.9, nesterov=True)
     if rule != "none":
         tx = rules.compose(optimizer, rule, workers.axis, **hyper)
     return Run(

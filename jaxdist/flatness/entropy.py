@@ -10,7 +10,7 @@ from jax import lax
 from jaxdist.collectives import Axis
 from jaxdist.flatness import base, noise
 from jaxdist.rules import leaves
-from jaxdist.rules.base import PARTS, check_axis, check_between, check_choice
+from jaxdist.rules.base import PARTS, check_axis, check_between, check_choice, parts
 from jaxdist.trees import vary, wide
 
 
@@ -136,7 +136,7 @@ def entropy_sgd(
 
     def update(updates, state, params=None, *, only=PARTS, **extra):
         count, inner = state
-        if local := "local" in only:  # otherwise a rule's sync without a step, as in rules.base
+        if local := parts(only).local:  # otherwise a rule's sync without a step, as in rules.base
             updates = local_entropy(updates, count, params, **extra)
         updates, inner = optimizer.update(updates, inner, params, only=only, **extra)
         return updates, EntropySGDState(count + local, inner)

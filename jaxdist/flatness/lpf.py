@@ -11,7 +11,14 @@ from jaxdist.collectives import Axis
 from jaxdist.flatness import base, noise
 from jaxdist.flatness.base import LOOPS, NOISE, Loop, Loss, Oracle
 from jaxdist.flatness.noise import SCALES, FilterAxis, Scale
-from jaxdist.rules.base import PARTS, check_axis, check_between, check_choice, may_be_positive
+from jaxdist.rules.base import (
+    PARTS,
+    check_axis,
+    check_between,
+    check_choice,
+    may_be_positive,
+    parts,
+)
 
 
 def lpf_value_and_grad(
@@ -192,7 +199,7 @@ def lpf(
 
     def update(updates, state, params=None, *, only=PARTS, **extra):
         count, inner = state
-        if local := "local" in only:  # otherwise a rule's sync without a step, as in rules.base
+        if local := parts(only).local:  # otherwise a rule's sync without a step, as in rules.base
             updates = filtered(updates, count, params, **extra)
         updates, inner = optimizer.update(updates, inner, params, only=only, **extra)
         return updates, LPFState(count + local, inner)

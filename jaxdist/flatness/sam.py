@@ -8,7 +8,7 @@ import optax
 
 from jaxdist.flatness import base, noise
 from jaxdist.flatness.base import Loss, Oracle, Params
-from jaxdist.rules.base import PARTS
+from jaxdist.rules.base import PARTS, parts
 from jaxdist.trees import wide
 
 TINY = 1e-12
@@ -145,7 +145,7 @@ def sam(
 
     def update(updates, state, params=None, *, grad_fn=None, only=PARTS, **extra):
         extra |= {"grad_fn": grad_fn, "only": only}
-        if "local" not in only:  # a rule's sync without a step, as in rules.base
+        if not parts(only).local:  # a rule's sync without a step, as in rules.base
             updates, inner = optimizer.update(updates, state.opt_state, params, **extra)
             return updates, state._replace(opt_state=inner)
         base.check_given("sam", params, grad_fn)

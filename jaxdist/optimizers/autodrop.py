@@ -217,11 +217,11 @@ def autodrop(
         given, (updates, params) = updates, jax.tree.map(jnp.asarray, (updates, params))
         updates = leaves.floats(params, updates, "updates")
         params = leaves.floats(params, params, "params")
-        step = state.count if step is None else step
-        if "local" in only:
+        step, does = state.count if step is None else step, base.parts(only)
+        if does.local:
             updates = jax.tree.map(lambda u: (state.scale * u).astype(u.dtype), updates)
             state = state._replace(count=state.count + 1)
-        if "sync" in only:
+        if does.sync:
             keep = lambda updates, state, params: (updates, state)
             updates, state = collectives.when(due, step, look, keep, updates, state, params)
         return leaves.with_floats(given, updates), state

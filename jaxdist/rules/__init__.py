@@ -1,12 +1,11 @@
 """The rules by which workers agree, as optax gradient transformations.
 
 A rule goes last in an `optax.chain`, after the local optimizer; `average_gradients` goes first.
-`RULES` names them all.
+`RULES` names them all, with what programs must know of each.
 """
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +15,7 @@ import optax
 
 from jaxdist.collectives import Axis
 from jaxdist.names import lookup
+from jaxdist.rules import grawa, leader
 from jaxdist.rules.al_dsgd import al_dsgd
 from jaxdist.rules.averaging import (
     average_gradients,
@@ -37,40 +37,66 @@ from jaxdist.rules.overlap import overlap_local_sgd
 from jaxdist.rules.push_pull import dppf
 from jaxdist.rules.push_sum import sgp
 from jaxdist.rules.reset import reset_every
+from jaxdist.rules.row import Rule
 from jaxdist.rules.streaming import streaming_diloco
 from jaxdist.trees import path_name
 
-RULES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "average_gradients": average_gradients,
-    "local_sgd": local_sgd,
-    "post_local_sgd": post_local_sgd,
-    "hierarchical_sgd": hierarchical_sgd,
-    "easgd": easgd,
-    "eamsgd": eamsgd,
-    "lsgd": lsgd,
-    "mgrawa": mgrawa,
-    "lgrawa": lgrawa,
-    "dppf": dppf,
-    "diloco": diloco,
-    "slowmo": slowmo,
-    "decoupled": decoupled,
-    "streaming_diloco": streaming_diloco,
-    "lasgd": lasgd,
-    "cocod": cocod,
-    "dasgd": dasgd,
-    "overlap_local_sgd": overlap_local_sgd,
-    "dpsgd": dpsgd,
-    "gossip_pga": gossip_pga,
-    "matcha": matcha,
-    "one_peer_exponential": one_peer_exponential,
-    "ad_psgd": ad_psgd,
-    "al_dsgd": al_dsgd,
-    "sgp": sgp,
-    "noloco": noloco,
-    "choco": choco,
+RULES: dict[str, Rule] = {
+    "average_gradients": Rule(average_gradients, first=True),
+    "local_sgd": Rule(local_sgd, periodic=True),
+    "post_local_sgd": Rule(post_local_sgd),
+    "hierarchical_sgd": Rule(hierarchical_sgd),
+    "easgd": Rule(easgd, periodic=True),
+    "eamsgd": Rule(eamsgd, periodic=True, momentum=True),
+    "lsgd": Rule(lsgd, periodic=True, asks=lambda options: ("value",), meets=leader.meets),
+    "mgrawa": Rule(mgrawa, periodic=True, asks=grawa.asks),
+    "lgrawa": Rule(lgrawa, periodic=True, asks=grawa.asks),
+    "dppf": Rule(dppf, periodic=True),
+    "diloco": Rule(diloco, periodic=True),
+    "slowmo": Rule(slowmo, periodic=True),
+    "decoupled": Rule(decoupled, periodic=True, table="arrived"),
+    "streaming_diloco": Rule(streaming_diloco, late="delay"),
+    "lasgd": Rule(lasgd, late="delay", table="delay", bound="max_delay"),
+    "cocod": Rule(cocod, periodic=True, late="period"),
+    "dasgd": Rule(dasgd, late="delay", table="delay"),
+    "overlap_local_sgd": Rule(overlap_local_sgd, periodic=True, late="period"),
+    "dpsgd": Rule(dpsgd, periodic=True),
+    "gossip_pga": Rule(gossip_pga),
+    "matcha": Rule(matcha, periodic=True),
+    "one_peer_exponential": Rule(one_peer_exponential, periodic=True),
+    "ad_psgd": Rule(ad_psgd, periodic=True),
+    "al_dsgd": Rule(al_dsgd, periodic=True, asks=lambda options: ("value",)),
+    "sgp": Rule(sgp, periodic=True),
+    "noloco": Rule(noloco, periodic=True),
+    "choco": Rule(choco, periodic=True),
 }
 
-__all__ = ["RULES", "center", "check_order", "communicate", "compose", "is_rule", "metrics", *RULES]
+__all__ = [
+    "RULES",
+    "Rule",
+    "center",
+    "check_order",
+    "communicate",
+    "compose",
+    "is_rule",
+    "metrics",
+    "row",
+    *RULES,
+]
+
+
+def row(name: str) -> Rule:
+    """A rule of `RULES` with its facts; a function that was put there is one without any.
+
+    Raises:
+        ValueError: if there is no such rule.
+
+    Example:
+        >>> row("eamsgd").momentum, row("lasgd").late
+        (True, 'delay')
+    """
+    found = lookup(RULES, name, "rule")
+    return found if isinstance(found, Rule) else Rule(found)
 
 
 def compose(
@@ -101,17 +127,16 @@ def compose(
         >>> workers = jaxdist.Workers.create(8, devices=jax.devices()[:1])
         >>> tx = jaxdist.rules.compose(optax.sgd(0.1), "mgrawa", workers.axis, period=16)
     """
-    factory = lookup(RULES, rule, "rule")
-    made = factory(axis, **hyper)
+    chosen = row(rule)
+    made = chosen(axis, **hyper)
     if reset_inner:
-        options = inspect.signature(factory).parameters
-        if "period" not in options or {"after", "fragments", "delay"} & {*options}:
+        if not chosen.periodic:
             raise ValueError(
                 f"reset_inner is {reset_inner}; it needs a rule that syncs all at once every "
                 f"`period` steps, which {rule} does not"
             )
-        optimizer = reset_every(optimizer, hyper.get("period", options["period"].default))
-    parts = (made, optimizer) if rule == "average_gradients" else (optimizer, made)
+        optimizer = reset_every(optimizer, chosen.options(**hyper)["period"])
+    parts = (made, optimizer) if chosen.first else (optimizer, made)
     return optax.with_extra_args_support(optax.chain(*parts))
 
 

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import collectives
+from jaxdist import collectives, exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
 from jaxdist.rules.matcha import Activated
 from jaxdist.topology import Topology
@@ -141,7 +140,7 @@ def al_dsgd(
     _check_pair("leader_weight", leader_weight, "degree_weight", degree_weight)
     check_budget(budget)
     graphs_of.check_spec(topologies)
-    wire = Wire(compress, "al_dsgd")
+    wire = exchange.wire(compress, "al_dsgd")
     pulls = leader_pull, degree_pull
     twice = variant == "paper" and any(map(base.may_be_positive, pulls))
 

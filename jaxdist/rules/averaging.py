@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxdist import collectives
+from jaxdist import collectives, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means
 from jaxdist.robust import Aggregate
 from jaxdist.rules import base, leaves
 
@@ -77,12 +76,12 @@ def average_gradients(
         The textbook method; specification from memory.
     """
     base.check_axis(axis)
-    means = Means(axis, compress, reference=False, aggregate=aggregate)
+    means = exchange.means(axis, compress, "changes", aggregate=aggregate)
 
     def update(updates, state, params=None, *, only=base.PARTS, **_):
         del params
         gradient = leaves.floats(updates, updates, "updates")
-        if "local" not in only or not jax.tree.leaves(gradient):
+        if not base.parts(only).local or not jax.tree.leaves(gradient):
             return updates, state
         weight = base.healthy(gradient)
         average, _, memory = means.mean(gradient, state.memory, state.count, weight)
@@ -132,7 +131,7 @@ def local_sgd(
         Read in code: huggingface/accelerate local_sgd.py (parameters only, every K steps).
     """
     base.check_period("period", period)
-    return _averaging(axis, Means(axis, compress, aggregate=aggregate), base.every(period))
+    return _averaging(axis, exchange.means(axis, compress, aggregate=aggregate), base.every(period))
 
 
 def post_local_sgd(
@@ -172,7 +171,7 @@ def post_local_sgd(
     if after < 0:
         raise ValueError(f"after is {after}; it must be at least 0 steps")
     due = lambda t: (t < after) | ((t + 1) % period == 0)
-    return _averaging(axis, Means(axis, compress, aggregate=aggregate), due)
+    return _averaging(axis, exchange.means(axis, compress, aggregate=aggregate), due)
 
 
 def hierarchical_sgd(
@@ -233,7 +232,7 @@ def hierarchical_sgd(
         return act
 
     syncs = [(due(level), average(size)) for level, (_, size) in enumerate(levels)]
-    return base.rule(_init(Means(axis, None)), *syncs)
+    return base.rule(_init(exchange.means(axis)), *syncs)
 
 
 def _init(means):

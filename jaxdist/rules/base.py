@@ -60,8 +60,32 @@ class Extra(NamedTuple):
 
 Act = Callable[[Params, Any, Extra], tuple[Params, Any]]
 
-PARTS = ("local", "sync", "launch")
-"""What a rule does: at every local step, at syncs, and to launch what is used at a later step."""
+
+class Parts(NamedTuple):
+    """What a rule does in an update: at a local step, at syncs, to launch what is used later."""
+
+    local: bool
+    sync: bool
+    launch: bool
+
+
+PARTS = Parts._fields
+"""The names of the parts, all of which are done where `only` is not given."""
+
+
+def parts(only: Sequence[str]) -> Parts:
+    """The parts that an update's extra argument `only` leaves, for all that looks at it.
+
+    Raises:
+        ValueError: if one of `only` is no part.
+
+    Example:
+        >>> parts(("local",)), parts(PARTS).launch
+        (Parts(local=True, sync=False, launch=False), True)
+    """
+    for part in only:
+        check_choice("only", part, PARTS)
+    return Parts(*(part in only for part in PARTS))
 
 
 class Launch(NamedTuple):
@@ -123,13 +147,12 @@ def rule(
     ):
         if params is None:
             raise ValueError("params is None; a rule needs tx.update(updates, state, params)")
-        for part in only:
-            check_choice("only", part, PARTS)
+        does = parts(only)
         given, before, step = updates, state, state.count if step is None else step
         seen = lambda tree, name: tree if tree is None else leaves.floats(params, tree, name)
         updates, params = seen(updates, "updates"), seen(params, "params")
         _check_order(updates, grad)
-        updates = jax.tree.map(lambda u, p: _local(u, p, "local" in only), updates, params)
+        updates = jax.tree.map(lambda u, p: _local(u, p, does.local), updates, params)
         extra = Extra(params, updates, step, value, grad, probe_grad)
 
         def acting(act):
@@ -142,15 +165,15 @@ def rule(
             return run
 
         empty = not jax.tree.leaves(params)
-        if local is not None and "local" in only and not empty:
+        if local is not None and does.local and not empty:
             updates, state = acting(local)(updates, state)
         for sync in syncs:
-            if ("launch" if isinstance(sync, Launch) else "sync") in only and not empty:
+            if (does.launch if isinstance(sync, Launch) else does.sync) and not empty:
                 due, act = sync
                 updates, state = collectives.when(
                     due, step, acting(act), lambda *unchanged: unchanged, updates, state
                 )
-        state = state._replace(count=state.count + ("local" in only))
+        state = state._replace(count=state.count + does.local)
         return leaves.with_floats(given, updates), leaves.like(state, before)
 
     return optax.GradientTransformationExtraArgs(starting(init), update)
@@ -181,7 +204,8 @@ def rule_of_size(
     alone = rule(init, local=local)
 
     def update(updates, state, params=None, *, only=PARTS, **extra):
-        acting = alone if {*only} == {"local"} else made(collectives.size(axis))
+        does = parts(only)
+        acting = made(collectives.size(axis)) if does.sync or does.launch else alone
         return acting.update(updates, state, params, only=only, **extra)
 
     return optax.GradientTransformationExtraArgs(alone.init, update)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdist import exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means
 from jaxdist.rules import base, tables
 from jaxdist.trees import choose
 
@@ -172,7 +172,7 @@ def _delayed(axis, period, delay, max_delay, mix, compress):
     of_each = isinstance(delay, np.ndarray)
     if mix is not None:
         base.check_between("mix", mix, 0, 1)
-    means = Means(axis, compress, "increments" if mix is None else "levels")
+    means = exchange.means(axis, compress, "increments" if mix is None else "levels")
 
     def init(params):
         metrics = {"applied_distance": jnp.float32(0)}

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives
+from jaxdist import collectives, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means
 from jaxdist.robust import Aggregate
 from jaxdist.rules import base
 from jaxdist.trees import wide
@@ -90,7 +89,7 @@ def easgd(
     """
     _check(axis, period, alpha)
 
-    means = Means(axis, compress, reference=False, aggregate=aggregate)
+    means = exchange.means(axis, compress, "changes", aggregate=aggregate)
 
     def init(params):
         return EasgdState(base.counter(), wide(params), _no_metrics(), means.init(params))
@@ -141,7 +140,7 @@ def eamsgd(
     """
     _check(axis, period, alpha)
     base.check_between("momentum", momentum, 0, 1)
-    means = Means(axis, compress, reference=False, aggregate=aggregate)
+    means = exchange.means(axis, compress, "changes", aggregate=aggregate)
 
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)

@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
+from jaxdist import exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means, Wire
 from jaxdist.rules import base, mixing
 from jaxdist.topology import Topology
 
@@ -72,7 +72,7 @@ def dpsgd(
     """
     _check(axis, order, period)
     graphs_of.check_spec(topology)
-    wire = Wire(compress, "dpsgd")
+    wire = exchange.wire(compress, "dpsgd")
 
     def syncs(num):
         graphs = mixing.undirected("dpsgd", "topology", topology, num)
@@ -112,7 +112,7 @@ def one_peer_exponential(
         Ying et al. 2021; equation of the specification, its exact mean checked.
     """
     _check(axis, order, period)
-    wire = Wire(compress, "one_peer_exponential")
+    wire = exchange.wire(compress, "one_peer_exponential")
 
     def syncs(num):
         graphs = graphs_of.make("one_peer_exponential", num)
@@ -155,7 +155,7 @@ def ad_psgd(
         ad_psgd.py); the schedule is a reconstruction.
     """
     _check(axis, "cta", period)
-    wire = Wire(compress, "ad_psgd")
+    wire = exchange.wire(compress, "ad_psgd")
 
     def syncs(num):
         graphs = graphs_of.make(f"random_pairs(seed={seed})", num)
@@ -203,7 +203,7 @@ def gossip_pga(
     _check(axis, order, 1)
     base.check_period("global_period", global_period)
     graphs_of.check_spec(topology)
-    wire, means = Wire(compress, "gossip_pga"), Means(axis, compress)
+    wire, means = exchange.wire(compress, "gossip_pga"), exchange.means(axis, compress)
 
     def init(params):
         return GlobalState(*mixing.init(params), means.init(params))

@@ -1,15 +1,15 @@
 """MGRAWA and LGRAWA: pulled to a centre that trusts workers in flat regions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist import exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
 from jaxdist.trees import apart, choose, path_name
 
@@ -105,7 +105,7 @@ def mgrawa(
             return jnp.sqrt(sum(jnp.square(n).sum() for n in norms))
         return sum(n.sum() for n in norms)
 
-    means = Means(axis, compress, "levels")
+    means = exchange.means(axis, compress, "levels")
     return _grawa(
         "mgrawa", axis, period, strength, prox, norm_source, decay, layer_axis, means, model_norm
     )
@@ -156,7 +156,7 @@ def lgrawa(
         Dimlioglu and Choromanska, AISTATS 2024. Read in the authors' code (tolgadimli/GRAWA:
         dist_lgrawa_train); the paper's body was not read.
     """
-    means, each = Means(axis, compress, "levels"), lambda norms: norms
+    means, each = exchange.means(axis, compress, "levels"), lambda norms: norms
     return _grawa(
         "lgrawa",
         axis,
@@ -170,6 +170,11 @@ def lgrawa(
         each,
         skip_unused,
     )
+
+
+def asks(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which gradient `mgrawa` and `lgrawa` need with these options, as a fact of their rows."""
+    return ("grad",) if options["norm_source"] == "training" else ("probe_grad",)
 
 
 def _grawa(

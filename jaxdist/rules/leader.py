@@ -1,16 +1,15 @@
 """Following a leader: the worker with the least training loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives
+from jaxdist import collectives, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Leader
 from jaxdist.rules import base
 
 
@@ -99,7 +98,7 @@ def lsgd(
     base.check_period("period", period)
     base.check_period("window", window)
     if local_period is None:
-        local_period = period // 4 if period % 4 == 0 else period
+        local_period = _quarter(period)
     base.check_period("local_period", local_period)
     if period % local_period:
         raise ValueError(
@@ -113,7 +112,7 @@ def lsgd(
     ]:
         base.check_between(name, value, 0, 1)
     groups = None if groups is None else _check_groups(groups)
-    exchange = Leader(axis, compress)
+    lead = exchange.leader(axis, compress)
     keep = base.may_be_positive(prox)
     keep_local = groups is not None and base.may_be_positive(local_prox)
 
@@ -127,8 +126,8 @@ def lsgd(
             params if keep else (),
             params if keep_local else (),
             metrics,
-            exchange.init(params),
-            exchange.init(params) if groups is not None else (),
+            lead.init(params),
+            lead.init(params) if groups is not None else (),
         )
 
     def local(x, state, extra):
@@ -145,7 +144,7 @@ def lsgd(
         known = ~jnp.isinf(state.losses)  # the first losses are few
         mean = jnp.where(known, state.losses, 0).sum() / known.sum()
         score = jnp.where(base.healthy(x), mean, jnp.inf)
-        return exchange.elect(x, score, memory, step, groups)
+        return lead.elect(x, score, memory, step, groups)
 
     def local_sync(x, state, extra):
         _check_members(groups, collectives.size(axis))
@@ -171,6 +170,22 @@ def lsgd(
     if groups is not None:
         syncs.insert(0, (base.every(local_period), local_sync))
     return base.rule(init, *syncs, local=local)
+
+
+def meets(options: Mapping[str, Any]) -> int:
+    """The steps between the syncs of `lsgd` with these options: those of groups, if there are any.
+
+    As a fact of its row in `RULES`.
+    """
+    period, local_period = options["period"], options["local_period"]
+    if options["groups"] is None:
+        return period
+    return _quarter(period) if local_period is None else local_period
+
+
+def _quarter(period):
+    """The local period by default."""
+    return period // 4 if period % 4 == 0 else period
 
 
 def _led(who, leader, before):

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdist import exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
 from jaxdist.topology import Topology
 from jaxdist.topology.matcha import activation, check_budget
@@ -58,7 +58,7 @@ def matcha(
     base.check_period("period", period)
     graphs_of.check_spec(topology)
     check_budget(budget)
-    wire = Wire(compress, "matcha")
+    wire = exchange.wire(compress, "matcha")
 
     def syncs(num):
         graphs = mixing.undirected("matcha", "topology", topology, num, own_weights=True)

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist import collectives, topology
+from jaxdist import collectives, exchange, topology
 from jaxdist.collectives import Axis
-from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base
 from jaxdist.topology import Topology
 from jaxdist.traffic import Due
@@ -187,7 +186,7 @@ def mix(
     x: Tree,
     graph: Topology,
     axis: Axis,
-    wire: Wire,
+    wire: exchange.Wire,
     step: jax.Array,
     active: Sequence[Due | None] | None = None,
 ) -> Tree:

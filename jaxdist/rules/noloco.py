@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist import exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
 from jaxdist.trees import choose, wide
 
@@ -78,7 +78,7 @@ def noloco(
     base.check_between("momentum", momentum, 0, 1)
     base.check_between("coupling", coupling, 0, 1)
     base.check_positive("outer_lr", outer_lr)
-    wire = Wire(compress, "noloco")
+    wire = exchange.wire(compress, "noloco")
 
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, wide(params))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist import exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means
 from jaxdist.robust import Aggregate
 from jaxdist.rules import base
 from jaxdist.trees import choose, wide
@@ -131,7 +131,7 @@ def slowmo(
 def _outer(axis, period, outer, compress, aggregate):
     base.check_axis(axis)
     base.check_period("period", period)
-    means = Means(axis, compress, reference=False, aggregate=aggregate)
+    means = exchange.means(axis, compress, "changes", aggregate=aggregate)
 
     def init(params):
         metrics = {"anchor_distance": jnp.float32(0)}

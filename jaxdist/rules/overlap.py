@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist import exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
 from jaxdist.trees import choose
 
@@ -73,7 +73,7 @@ def overlap_local_sgd(
     base.check_period("period", period)
     base.check_between("pull", pull, 0, 1)
     base.check_between("momentum", momentum, 0, 1)
-    means = Means(axis, compress, "levels")
+    means = exchange.means(axis, compress, "levels")
 
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)

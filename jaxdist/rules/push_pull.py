@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist import exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means
 from jaxdist.robust import Aggregate
 from jaxdist.rules import base
 
@@ -70,7 +70,7 @@ def dppf(
     base.check_period("period", period)
     base.check_between("pull", pull, 0, 1)
     base.check_between("push", push, 0, float("inf"))
-    means = Means(axis, compress, "levels", aggregate=aggregate)
+    means = exchange.means(axis, compress, "levels", aggregate=aggregate)
 
     def sync(x, state, extra):
         center, _, memory = means.mean(x, state.memory, extra.step, base.healthy(x))

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import collectives
+from jaxdist import collectives, exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Wire
 from jaxdist.rules import base, mixing
 from jaxdist.topology import Topology
 from jaxdist.trees import wide
@@ -77,7 +76,7 @@ def sgp(
     base.check_axis(axis)
     base.check_period("period", period)
     graphs_of.check_spec(topology)
-    wire = Wire(compress, "sgp")
+    wire = exchange.wire(compress, "sgp")
 
     def init(params):
         del params

@@ -8,6 +8,7 @@ import optax
 from jax import lax
 
 from jaxdist.checks import check_integer
+from jaxdist.rules.base import PARTS, parts
 from jaxdist.trees import vary
 
 
@@ -65,16 +66,15 @@ def reset_every(
     def init(params):
         return ResetEveryState(jnp.zeros((), jnp.int32), optimizer.init(params))
 
-    def update(updates, state, params=None, *, step=None, only=None, **extra):
+    def update(updates, state, params=None, *, step=None, only=PARTS, **extra):
         extra |= {"step": step} if step is not None else {}
-        extra |= {"only": only} if only is not None else {}
-        inner, local = state.inner, only is None or "local" in only
+        inner, local = state.inner, parts(only).local
         if local:  # otherwise a rule's sync without a step, as in rules.base
             at = state.count if step is None else step
             like = (inner, updates, params)
             fresh = lambda _: vary(optimizer.init(updates if params is None else params), like)
             inner = lax.cond(at % period == 0, fresh, lambda inner: vary(inner, like), inner)
-        updates, inner = optimizer.update(updates, inner, params, **extra)
+        updates, inner = optimizer.update(updates, inner, params, only=only, **extra)
         return updates, ResetEveryState(state.count + local, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)

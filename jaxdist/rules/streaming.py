@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist import exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
-from jaxdist.compression.exchange import Means
 from jaxdist.rules import base
 from jaxdist.rules.fragments import Fragments, Labels, LayerAxis
 from jaxdist.trees import wide
@@ -130,7 +130,7 @@ def streaming_diloco(
     base.check_between("momentum", momentum, 0, 1)
     if outer is None:
         outer = optax.sgd(outer_lr, momentum=momentum, nesterov=True)
-    means = Means(axis, compress, reference=False)
+    means = exchange.means(axis, compress, "changes")
 
     def cut(params):
         return Fragments(params, fragments, labels, layer_axis)
