@@ -25,7 +25,11 @@ ELSEWHERE = [
 SUPPORT = ("axes", "checks", "files", "moves", "names", "pictures", "trees")
 """Modules that share a page: what the others are made with."""
 
-FURTHER = {"rules": ("rules.base",), "training": ("training.ways",)}
+FURTHER = {
+    "launch": ("launch.children", "launch.processes"),
+    "rules": ("rules.base",),
+    "training": ("training.ways",),
+}
 """Modules on the page of another one."""
 
 

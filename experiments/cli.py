@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments import configs, flags, own
+from experiments import configs, flags
 
 if TYPE_CHECKING:
-    from experiments.config import Config
+    from jaxdist.config import Config
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="FILE",
-        help="run a Python file that registers parts of your own (experiments.components.register)",
+        help="run a Python file that registers parts of your own (jaxdist.config.register)",
     )
 
 
@@ -113,6 +113,8 @@ def run_imports(files: Sequence[str]) -> None:
     Raises:
         ValueError: if one is no Python file, or fails; it names the line.
     """
+    from jaxdist.config import own  # JAX, which --list does without
+
     for file in files:
         own.run(file)
 
@@ -126,7 +128,7 @@ def load(name: str, parts: Sequence[str], rule: str | None = None) -> "Config":
     """
     config = configs.load(name, rule)
 
-    from experiments.components import read_component
+    from jaxdist.config import read_component
 
     read = [read_component(part) for part in parts]
     for slot, _ in read:
@@ -149,7 +151,7 @@ def check_flags(argv: Sequence[str], kind: type, config: "Config", name: str) ->
     Raises:
         ValueError: for a flag that there is not, with the nearest one.
     """
-    from experiments.components import SLOTS
+    from jaxdist.config import SLOTS
 
     asked = flags.split(argv)
     parts = {slot: getattr(config, slot).factory for slot in SLOTS}
@@ -224,6 +226,8 @@ def clean_errors(traceback: bool) -> Iterator[None]:
     except (ValueError, OverflowError) as error:
         if traceback:
             raise
+        from jaxdist.config import own
+
         print(f"error: {own.said(error) or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -232,6 +236,7 @@ def clean_errors(traceback: bool) -> Iterator[None]:
             multihost.leave(130)  # the others are not waited for
         raise SystemExit(130) from None
     except Exception as error:
+        from jaxdist.config import own
         from jaxdist.training import faults, multihost, saving  # JAX, once it is there anyway
 
         failed = isinstance(error, faults.LostProcessError | OSError)

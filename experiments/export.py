@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from experiments.load import load
     from jaxdist import __version__
+    from jaxdist.config import load
     from jaxdist.training import portable
 
     portable.check_free(args.out, force=args.force)

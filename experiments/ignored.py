@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator
 
 import jax
 
-from experiments.config import Config
 from jaxdist.checks import local_path
+from jaxdist.config import Config
 from jaxdist.training import Run
 
 _WITHOUT_NOISE = ("plain", "sam", "asam")

@@ -165,8 +165,8 @@ def measure(
     """
     import jax
 
-    from experiments.load import load
     from jaxdist import sharpness
+    from jaxdist.config import load
     from jaxdist.training import metrics, record
 
     opened = load(folder)

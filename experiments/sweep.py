@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from experiments import cli, configs, flags
 
 if TYPE_CHECKING:
-    from experiments.config import Config
+    from jaxdist.config import Config
 
 PROG = "python -m experiments.sweep"
 
@@ -105,7 +105,7 @@ def _sweep(argv: Sequence[str], asked: argparse.Namespace) -> None:
     cli.start(max(job.arguments.run.devices for job in jobs.values()))
 
     from experiments import comparison
-    from experiments.build import paced
+    from jaxdist.config import paced
     from jaxdist.training import multihost, train
 
     todo, timelines = _checked(jobs, seeds, asked.workdir), {}
@@ -154,7 +154,7 @@ def _checked(
     import jax
 
     from experiments import ignored, targets
-    from experiments.build import paced
+    from jaxdist.config import paced
     from jaxdist.training import record
     from jaxdist.training.advance import make_advance
     from jaxdist.training.checkpoint import steps_in
@@ -248,8 +248,8 @@ def within(config: "Config", budget: float) -> "Config":
     import jax
     import optax
 
-    from experiments.build import build
     from jaxdist import rules
+    from jaxdist.config import build
     from jaxdist.traffic import Traffic
 
     run, rule = build(config), config.rule

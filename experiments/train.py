@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from experiments import cli, flags
 
 if TYPE_CHECKING:
-    from experiments.config import Config
+    from jaxdist.config import Config
     from jaxdist.tasks import Headline
 
 PROG = "python -m experiments.train"
@@ -74,7 +74,7 @@ def _train(argv: Sequence[str], given: argparse.Namespace, default: "Config") ->
     cli.start(arguments.run.devices)
 
     from experiments import ignored
-    from experiments.build import build
+    from jaxdist.config import build
     from jaxdist.training import multihost, record, train
 
     run = build(arguments.run)

@@ -9,11 +9,10 @@ import optax
 import pytest
 from ways import advanced
 
-from experiments import bad_workers, configs
-from experiments.build import build
-from experiments.components import read_component
-from experiments.config import from_plain
+from experiments import configs
+from experiments.studies.bad_workers import run as bad_workers
 from jaxdist import attacks
+from jaxdist.config import build, from_plain, read_component
 
 W, BAD, D = 6, 2, 4
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.bench.fault_trials import alive
-from experiments.launch.children import Children, ending
+from jaxdist.launch.children import Children, ending
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -23,7 +23,7 @@ import signal
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import subprocess, sys, tempfile
-from experiments.launch.children import Children, ending
+from jaxdist.launch.children import Children, ending
 with ending(), tempfile.TemporaryDirectory(dir=sys.argv[2]), Children() as children:
     for code in ("input()", "import signal; signal.signal(15, signal.SIG_IGN); input()"):
         child = children.start([sys.executable, "-c", code], stdin=subprocess.PIPE)

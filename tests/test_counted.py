@@ -19,8 +19,8 @@ from test_rules import flat, problem
 from tiny_runs import few_digits, norm_net, saved
 from ways import advanced, close, linear_run
 
-from experiments.optimizers import by_step
 from jaxdist import rules
+from jaxdist.config.optimizers import by_step
 from jaxdist.data import make_augment
 from jaxdist.training import train
 from jaxdist.training.advance import make_advance

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.components import SLOTS
 from jaxdist import rules
+from jaxdist.config import SLOTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -190,7 +190,7 @@ def test_every_flag_of_a_command_exists(command, monkeypatch, tmp_path):
     if module in ("experiments.train", "experiments.sweep"):
         for slot, known in SLOTS.items():  # what --import adds is of this test
             monkeypatch.setitem(SLOTS, slot, dict(known))
-        monkeypatch.setattr("experiments.own._MODULES", {})
+        monkeypatch.setattr("jaxdist.config.own._MODULES", {})
         (tmp_path / "rings.py").write_text(OWN_TASK)
         given += [] if {"--help", "--list"} & {*given} else ["--help"]
         with pytest.raises(SystemExit) as end:

@@ -9,9 +9,8 @@ import pytest
 from tiny_runs import tiny_run
 
 from experiments import configs
-from experiments.build import build
-from experiments.config import Config
 from jaxdist import Workers, rules, stacked
+from jaxdist.config import Config, build
 from jaxdist.data import digits
 from jaxdist.training import metrics, plots, train
 from jaxdist.training.due import traffic_of

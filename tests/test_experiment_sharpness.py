@@ -10,8 +10,8 @@ import pytest
 from tiny_runs import norm_net, tiny_run
 
 from experiments import sharpness, train
-from experiments.load import load
 from jaxdist import stacked
+from jaxdist.config import load
 from jaxdist.losses import cross_entropy
 from jaxdist.sharpness import MEASURES as ALL
 from jaxdist.sharpness import loss_slice

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import cli, comparison, configs, sweep, train
-from experiments.build import build
-from experiments.components import SLOTS, component
-from experiments.config import Config, Mesh, from_plain
 from jaxdist import stacked, topology
+from jaxdist.config import SLOTS, Config, Mesh, build, component, from_plain
 from jaxdist.rules import RULES
 from jaxdist.tasks import ACCURACY
 from jaxdist.traffic import Traffic

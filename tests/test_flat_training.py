@@ -9,10 +9,8 @@ import pytest
 from ways import advanced, linear_run
 
 from experiments import configs
-from experiments.build import build
-from experiments.components import read_component
-from experiments.config import from_plain
 from jaxdist import rules
+from jaxdist.config import build, from_plain, read_component
 from jaxdist.flatness import lpf_value_and_grad, sam_value_and_grad
 
 

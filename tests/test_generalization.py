@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import generalization
-from experiments import generalization_report as report
+from experiments.studies.generalization import report
+from experiments.studies.generalization import run as generalization
 from jaxdist.losses import cross_entropy
 
 GRID = {

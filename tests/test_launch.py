@@ -411,7 +411,7 @@ def test_wrong_arguments(argv, told, capsys):
 
 def test_starts_quickly():
     """The launcher imports neither JAX nor NumPy."""
-    code = "import sys, experiments.launch.__main__, experiments.launch.processes as p; "
+    code = "import sys, experiments.launch.__main__, jaxdist.launch.processes as p; "
     done = subprocess.run(
         [sys.executable, "-c", code + "print({'jax', 'numpy'} & set(sys.modules))"],
         cwd=ROOT,

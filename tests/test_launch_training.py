@@ -15,8 +15,7 @@ import pytest
 from test_launch import LAUNCH, ROOT, environment
 from tiny_runs import saved
 
-from experiments.build import build
-from experiments.config import from_plain
+from jaxdist.config import build, from_plain
 from jaxdist.training import train
 
 STEPS, EVERY = 300, 50  # a few seconds in which to kill, once the first checkpoint is there

@@ -14,10 +14,8 @@ from tiny_runs import few_digits, norm_net, saved, tiny_run
 from ways import advanced, close, linear, linear_run
 
 from experiments import configs
-from experiments.build import build
-from experiments.components import read_component
-from experiments.config import from_plain
 from jaxdist import Workers, rules, traffic
+from jaxdist.config import build, from_plain, read_component
 from jaxdist.data import Loader, make_augment, normalize
 from jaxdist.flatness import sam_value_and_grad
 from jaxdist.models import Model

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_experiments import fails
 
-from experiments import own, report, sharpness, sweep, train
-from experiments.components import SLOTS
+from experiments import report, sharpness, sweep, train
+from jaxdist.config import SLOTS, own
 
 PARTS = """
-from experiments.components import register
+from jaxdist.config import register
 from jaxdist.data import DATASETS, ArraySource, Dataset
 from jaxdist.losses import cross_entropy
 from jaxdist.models import MODELS
@@ -135,7 +135,7 @@ def test_a_file_that_has_moved_goes_on(trained, fresh, tmp_path, monkeypatch):
     folder, file = trained
     moved = tmp_path / "moved.py"
     moved.write_text(file.read_text())
-    monkeypatch.setattr("experiments.components._FILES", {})
+    monkeypatch.setattr("jaxdist.config.components._FILES", {})
     words = ["--config", str(folder / "config.json"), "--workdir", str(folder), "--no-progress"]
     train.main([*words, "--import", str(moved)])
 
@@ -143,9 +143,9 @@ def test_a_file_that_has_moved_goes_on(trained, fresh, tmp_path, monkeypatch):
 def test_a_config_file_may_register(fresh, tmp_path, capsys, monkeypatch):
     built = []
     monkeypatch.setattr("jaxdist.training.train", lambda run, *_, **__: 1 / 0)
-    monkeypatch.setattr("experiments.build.build", lambda config: built.append(config) or 1 / 0)
+    monkeypatch.setattr("jaxdist.config.build", lambda config: built.append(config) or 1 / 0)
     file = tmp_path / "mine.py"
-    body = "import dataclasses\nfrom experiments.components import component\n"
+    body = "import dataclasses\nfrom jaxdist.config import component\n"
     base = "from experiments.configs.recipes import digits\n"
     file.write_text(PARTS + body + base + "config = digits('my_rule', period=3)\n")
     with pytest.raises(ZeroDivisionError):
@@ -180,7 +180,7 @@ def test_a_config_file_may_register(fresh, tmp_path, capsys, monkeypatch):
 )
 def test_what_a_file_does_wrong_is_named_with_its_line(fresh, capsys, tmp_path, code, answer):
     file = tmp_path / "wrong.py"
-    file.write_text(f"# One\n# two\n\nfrom experiments.components import register\n{code}\n")
+    file.write_text(f"# One\n# two\n\nfrom jaxdist.config import register\n{code}\n")
     words = ["--config", "digits_mgrawa", "--workdir", tmp_path / "a", "--import", file]
     said = fails(capsys, train.main, *words)
     assert answer in said
@@ -193,7 +193,7 @@ def test_errors_of_a_part_are_named_with_their_line(fresh, capsys, tmp_path):
     """Those that come when the run is built or traced, of any type."""
     file = tmp_path / "late.py"
     lines = [
-        "from experiments.components import register",
+        "from jaxdist.config import register",
         "@register('loss')",
         "def wrong():",
         "    return lambda logits, labels: logits @ labels",

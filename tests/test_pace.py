@@ -11,10 +11,8 @@ import optax
 import pytest
 
 from experiments import comparison, configs, sweep
-from experiments.build import build, paced
-from experiments.config import Config, from_plain
-from experiments.optimizers import by_step
-from experiments.pace import Clock
+from jaxdist.config import Clock, Config, build, from_plain, paced
+from jaxdist.config.optimizers import by_step
 from jaxdist.training.advance import make_advance
 from jaxdist.training.due import traffic_of
 from jaxdist.training.ways import EveryStep

@@ -8,8 +8,8 @@ import optax
 import pytest
 from rule_cases import CASES, W, extra, healthy_inputs, hyper_of, make, rule_of, start
 
-from experiments.components import component, register
 from jaxdist import rules
+from jaxdist.config import component, register
 from jaxdist.traffic import Traffic
 
 PARAMS = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), start())

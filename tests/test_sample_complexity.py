@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import sample_complexity as study
-from experiments.components import component
-from experiments.config import Config
+from experiments.studies.sample_complexity import run as study
+from jaxdist.config import Config, component
 from jaxdist.data import digits, normalize
 from jaxdist.models import MODELS
 from jaxdist.training import train

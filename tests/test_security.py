@@ -17,8 +17,8 @@ from test_report import EVIL, lines_of, make, written
 from tiny_runs import tiny_run
 
 from experiments import configs
-from experiments.components import read_component
 from jaxdist import topology
+from jaxdist.config import read_component
 from jaxdist.data import npz, tfds
 from jaxdist.data.tfds import _fit
 from jaxdist.names import parse

@@ -11,7 +11,7 @@ import scipy.optimize
 from layouts import LAYOUTS
 from scipy.special import logsumexp, softmax
 
-from experiments import logistic
+from experiments.studies.logistic import run as logistic
 from jaxdist.optimizers import batch_majorization, lspfb, partition_bound, spfb
 from jaxdist.optimizers.lspfb import absorb
 

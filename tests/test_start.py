@@ -12,8 +12,8 @@ from tiny_runs import norm_net, tiny_run
 
 import jaxdist
 from experiments import export, sweep, train
-from experiments.load import load
 from jaxdist import stacked
+from jaxdist.config import load
 from jaxdist.training import Start, create, make_evaluate, portable
 from jaxdist.training import train as train_run
 from jaxdist.training.state import initial_model

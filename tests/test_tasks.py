@@ -12,8 +12,8 @@ from sklearn.metrics import mean_absolute_error, r2_score, top_k_accuracy_score
 from test_experiments import fails
 
 from experiments import report, sharpness, sweep, train
-from experiments.components import SLOTS
 from jaxdist import Workers, rules
+from jaxdist.config import SLOTS
 from jaxdist.data import Dataset, Loader, TreeSource, diabetes, shards
 from jaxdist.models import MODELS, Model
 from jaxdist.tasks import TASKS, Headline, Task
@@ -262,7 +262,7 @@ def own(tmp_path, monkeypatch):
     """A file with a task and data of a user's own, and the words that choose them."""
     for slot, known in SLOTS.items():
         monkeypatch.setitem(SLOTS, slot, dict(known))
-    monkeypatch.setattr("experiments.own._MODULES", {})
+    monkeypatch.setattr("jaxdist.config.own._MODULES", {})
     (tmp_path / "mine.py").write_text(OWN)
     parts = ["data=rings", "task=which_ring(margin=2.0)", "model=mlp(widths=(8,))"]
     return ["--import", str(tmp_path / "mine.py"), "--with", *parts]

@@ -18,7 +18,7 @@ import jaxdist
 from experiments import configs
 from experiments.bench import fault_trials as run_of
 from experiments.bench.fault_trials import LOG_EVERY, HangError, Job, Running
-from experiments.build import build
+from jaxdist.config import build
 from jaxdist.training import metrics
 from jaxdist.training.record import CHECKPOINTS, CONFIG, METRICS
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.launch.children import Children
+from jaxdist.launch.children import Children
 
 LOG_EVERY = 10
 """Steps between the lines of a run, by which its progress is followed."""

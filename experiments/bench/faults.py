@@ -28,7 +28,7 @@ from experiments.arguments import NATURAL, POSITIVE
 from experiments.bench import common
 from experiments.bench.fault_cases import CASES, Bench, Trial
 from experiments.bench.fault_trials import Job
-from experiments.launch.children import ending
+from jaxdist.launch.children import ending
 from jaxdist.workers import force_host_devices
 
 FEW = 4

@@ -35,9 +35,9 @@ from experiments.arguments import POSITIVE, at_least
 from experiments.bench import common, processes
 from experiments.bench.rounds import FOREVER, Driven
 from experiments.bench.slow_link import End, slow_link
-from experiments.launch.children import ending
 from jaxdist import Workers, collectives, rules
 from jaxdist.data import digits, shards
+from jaxdist.launch.children import ending
 from jaxdist.models import MODELS
 from jaxdist.tasks import classification
 from jaxdist.training import Run, multihost

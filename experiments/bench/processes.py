@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.launch.children import Children
+from jaxdist.launch.children import Children
 
 CHILD = "--child"
 """The flag by which a benchmark knows that it is one of the processes."""

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from experiments.arguments import POSITIVE
 from experiments.bench import common
-from experiments.launch.children import Children
+from jaxdist.launch.children import Children
 
 SIDES = {
     "import jax, flax, optax": "import jax, optax; from flax import nnx",
@@ -25,7 +25,7 @@ SIDES = {
 from experiments import cli, configs
 config = configs.load("digits_mgrawa")
 cli.start(config.workers)
-from experiments.build import build
+from jaxdist.config import build
 from experiments.bench.common import Stepper
 Stepper(build(config), warm_up=1)
 """,

@@ -46,7 +46,7 @@ class TorchHessian:
         np.savez(folder / "data.npz", images=images, labels=labels)
 
     def __enter__(self) -> "TorchHessian":
-        from experiments.launch.children import Children  # not in the process: it is this file
+        from jaxdist.launch.children import Children  # not in the process: it is this file
 
         self._children = Children().__enter__()
         self._process = self._children.start(

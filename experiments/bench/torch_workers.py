@@ -61,7 +61,7 @@ class TorchSide:
         self._command = [sys.executable, __file__, str(folder), str(num), json.dumps(setting)]
 
     def __enter__(self) -> "TorchSide":
-        from experiments.launch.children import Children  # not in the processes: they are this file
+        from jaxdist.launch.children import Children  # not in the processes: they are this file
 
         self._children = Children().__enter__()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

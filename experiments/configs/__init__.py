@@ -9,20 +9,16 @@ Nothing here imports JAX before a configuration is loaded.
 import ast
 import dataclasses
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from experiments import own
-
 if TYPE_CHECKING:
-    from experiments.config import Config
+    from jaxdist.config import Config
 
 _FOLDER = Path(__file__).parent
 _SHARED = ("__init__", "one_worker", "recipes", "settings")
-_NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
 
 
 def available() -> dict[str, str]:
@@ -49,8 +45,8 @@ def load(name: str, rule: str | None = None) -> "Config":
         >>> load("digits", "diloco(momentum=0.8)").rule.options()["period"]
         16
     """
-    from experiments.config import Config, from_plain
     from jaxdist.checks import local_path
+    from jaxdist.config import Config, read_run
 
     path = local_path("config", name)
     if name.endswith((".py", ".json")) and not path.is_file():
@@ -59,21 +55,18 @@ def load(name: str, rule: str | None = None) -> "Config":
         run = f", as {path / 'config.json'}" if (path / "config.json").is_file() else ""
         raise ValueError(f"config={name!r} is a folder: allowed is a file{run}, or a config's name")
     if name.endswith(".json"):
-        try:
-            return _with_rule(from_plain(json.loads(path.read_text())["config"]), rule, {})
-        except (*_NO_JSON, KeyError, TypeError, AttributeError):
-            raise ValueError(f"config={name!r} is not the config.json of a run") from None
+        return _with_rule(read_run(path), rule, {})
     module = _module(name)
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
-        raise ValueError(f"config={name!r} does not set `config` to an experiments.config.Config")
+        raise ValueError(f"config={name!r} does not set `config` to a jaxdist.config.Config")
     return _with_rule(config, rule, getattr(module, "rules", {}))
 
 
 def _with_rule(config: "Config", rule: str | None, settings: Mapping[str, Any]) -> "Config":
     if rule is None:
         return config
-    from experiments.components import SLOTS, read_component
+    from jaxdist.config import SLOTS, read_component
 
     _, made = read_component(f"rule={rule}", settings)
     config = dataclasses.replace(config, rule=made)
@@ -87,6 +80,8 @@ def _with_rule(config: "Config", rule: str | None, settings: Mapping[str, Any]) 
 
 def _module(name: str) -> ModuleType:
     if name.endswith(".py"):
+        from jaxdist.config import own  # JAX, which --list does without
+
         return own.run(name)
     if name not in (names := available()):
         from jaxdist.names import nearest

@@ -1,8 +1,7 @@
 """What the configurations of one worker share: flat minima, schedules and losses compared."""
 
-from experiments.components import component
-from experiments.config import Augment, Config
 from experiments.configs.recipes import FASHION_MNIST, sgd
+from jaxdist.config import Augment, Config, component
 
 RULE = "average_gradients"
 """Of one worker it is the optimizer alone."""

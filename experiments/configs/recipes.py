@@ -2,9 +2,7 @@
 
 import dataclasses
 
-from experiments.components import Component, component
-from experiments.config import Augment, Config
-from experiments.pace import Clock
+from jaxdist.config import Augment, Clock, Component, Config, component
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package dataset-fashion-mnist puts its files."""

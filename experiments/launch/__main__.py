@@ -70,7 +70,7 @@ def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     Returns:
         The status to end with.
     """
-    from experiments.launch.processes import Launcher
+    from jaxdist.launch.processes import Launcher
 
     with Launcher(command, arguments.grace) as launcher:
         for restart in range(arguments.restarts + 1):
@@ -93,7 +93,7 @@ def generations(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     Returns:
         The status to end with.
     """
-    from experiments.launch.processes import JOIN, Launcher
+    from jaxdist.launch.processes import JOIN, Launcher
 
     num = arguments.processes
     with Launcher(command, arguments.grace, elastic=True) as launcher:

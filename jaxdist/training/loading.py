@@ -130,7 +130,7 @@ class Loaded:
 def load(workdir: str | Path, run: Run, *, step: int | None = None) -> Loaded:
     """Opens what a run has saved; nothing in its folder is changed.
 
-    `experiments.load.load(workdir)` makes the run as well, of the configuration in the folder.
+    `jaxdist.config.load(workdir)` makes the run as well, of the configuration in the folder.
 
     Args:
         workdir: the folder that `train` was given.

@@ -5,22 +5,23 @@ import functools
 import inspect
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 
-from experiments.components import component
-from experiments.config import Augment, Config
-from experiments.load import read_start
-from experiments.optimizers import by_step
-from experiments.pace import is_bounded, pace
-from jaxdist import rules
-from jaxdist.checks import LARGEST
+from jaxdist import rules, training
+from jaxdist.checks import LARGEST, local_path
 from jaxdist.clock import Timeline
+from jaxdist.config.components import component
+from jaxdist.config.config import Augment, Config, Mesh, read_run
+from jaxdist.config.optimizers import by_step
+from jaxdist.config.pace import is_bounded, pace
+from jaxdist.config.places import places
 from jaxdist.data import Dataset, Sampler, with_flipped_labels, with_label_noise
 from jaxdist.tasks import Task
-from jaxdist.training import Run, Start
+from jaxdist.training import Loaded, Portable, Run, Start, portable, record
 from jaxdist.training.way import Way
 from jaxdist.training.ways import EveryStep, Overlap, Rounds
 from jaxdist.workers import Workers
@@ -57,12 +58,52 @@ def paced(
     return _paced(dataclasses.replace(config, clock=longest, steps=steps), config, devices)
 
 
+def load(workdir: str | Path, run: Run | None = None, *, step: int | None = None) -> Loaded:
+    """The run in a folder, its task, and the models of one of its checkpoints.
+
+    It is opened on the devices that there are here, whatever it was trained on.
+
+    Args:
+        workdir: the folder that it was trained in.
+        run: the run itself, if it was not built of a configuration; else that of the folder's
+            `config.json` is built.
+        step: of a checkpoint that is kept; None for the last one.
+
+    Returns:
+        A `jaxdist.training.Loaded`: `.mean`, `.center` and `.worker(i)` are points (params, state),
+        `.predictor("mean")` is a function of a batch, `.task` what was learned.
+
+    Raises:
+        ValueError: if the folder holds no run or no such checkpoint, one that is damaged, or a part
+            of the run is of a user's own file that was not run.
+    """
+    folder = local_path("workdir", workdir)
+    if run is not None:
+        return training.load(folder, run, step=step)
+    if not (folder / record.CONFIG).is_file():
+        raise ValueError(f"workdir={str(workdir)!r} holds no run ({record.CONFIG})")
+    described = read_run(folder / record.CONFIG)
+    config = dataclasses.replace(described, mesh=Mesh(), overlap="inside", wandb=None)
+    config = dataclasses.replace(config, workers=config.workers or _workers(folder))
+    most = min(jax.device_count(), config.workers)
+    number = next(n for n in range(most, 0, -1) if config.workers % n == 0)
+    built = build(config, jax.devices()[:number])
+    built = dataclasses.replace(built, description=described.plain())
+    return training.load(folder, built, step=step)
+
+
+def _workers(folder: Path) -> int:
+    """How many workers there were, of a run that had as many as there were devices."""
+    devices = record.read_json(folder / record.CONFIG)["devices"]
+    return devices["mesh"]["worker"] * devices["workers_per_device"]
+
+
 def _paced(
     config: Config, described: Config, devices: Sequence[jax.Device] | None
 ) -> tuple[Run, Timeline | None]:
     inner = dataclasses.asdict(config.mesh) if config.mesh.fsdp > 1 else None
-    places = _devices(config) if devices is None else [devices]
-    workers, *beside = (Workers.create(config.workers, devices=d, inner=inner) for d in places)
+    where = places(config) if devices is None else [devices]
+    workers, *beside = (Workers.create(config.workers, devices=d, inner=inner) for d in where)
     dataset = config.data()
     if len(dataset.input_shape) != 3 and config.augment != Augment():
         raise ValueError(f"augment changes images; the data set {config.data.factory} has none")
@@ -119,8 +160,34 @@ def _paced(
 def _start(config: Config) -> Start | None:
     if config.start is None:
         return None
-    read = functools.partial(read_start, config.start, config.start_from)
+    read = functools.partial(_read_start, config.start, config.start_from)
     return Start(read, config.start_prefix)
+
+
+def _read_start(path: str, which: str) -> Portable:
+    """The model that a run begins from: one of a run's, if the path is a folder, or a file's.
+
+    Raises:
+        ValueError: as `load`, if the file cannot be read, or if several processes would open a run.
+    """
+    source = local_path("start", path)
+    told = {"from": str(source.absolute())}
+    try:
+        if not source.is_dir():
+            found = portable.read(source)
+            return found._replace(about=_of_file(found.about) | told)
+        if jax.process_count() > 1:
+            raise ValueError(
+                "a run cannot be opened by several processes: allowed is a file, which "
+                "experiments.export makes of it"
+            )
+        return load(source).portable(which, **told)
+    except ValueError as error:
+        raise ValueError(f"start={path!r}: {error}") from None
+
+
+def _of_file(about: dict[str, str]) -> dict[str, str]:
+    return {name: about[name] for name in ("run", "which", "step") if name in about}
 
 
 def _way(config: Config, others: Workers | None) -> Way:
@@ -161,35 +228,3 @@ def _attack(config: Config, workers: Workers) -> optax.GradientTransformation:
             f"rule {config.rule.factory!r} has no period (local_sgd with period=1 has)"
         )
     return config.attack(workers.axis, options.get("period", 1))
-
-
-def _devices(config: Config) -> list[list[jax.Device]]:
-    """Where the workers are, and where there are others beside them.
-
-    All devices; of a CPU's forced ones, which may be too many, one for each worker's part. Beside
-    the workers is the second half of each process's.
-    """
-    by_process: dict[int, list[jax.Device]] = {}
-    for device in jax.devices():
-        by_process.setdefault(device.process_index, []).append(device)
-    if jax.default_backend() == "cpu" and len(by_process) == 1:
-        by_process = {0: by_process[0][: config.devices]}
-    num, each = sum(map(len, by_process.values())), config.devices_per_worker
-    of = f"{num} devices" + f" of {len(by_process)} processes" * (len(by_process) > 1)
-    if num % each:
-        raise ValueError(f"each worker takes {each} devices; {of} cannot be divided so")
-    if config.workers % (num // each):
-        raise ValueError(
-            f"workers={config.workers} on {of}: allowed are multiples of {num // each}, or 0 for "
-            f"{num // each} workers"
-        )
-    if config.overlap == "inside":
-        return [[device for devices in by_process.values() for device in devices]]
-    if odd := [process for process, devices in by_process.items() if len(devices) % 2]:
-        raise ValueError(
-            f"overlap='beside': process {odd[0]} has {len(by_process[odd[0]])} devices; it must be "
-            f"an even number, half of them for the workers"
-        )
-    cut = lambda devices: (devices[: len(devices) // 2], devices[len(devices) // 2 :])
-    halves = zip(*map(cut, by_process.values()), strict=True)
-    return [[device for devices in half for device in devices] for half in halves]

@@ -1,8 +1,9 @@
-"""Sharpness against generalisation: `python -m experiments.generalization --workdir DIR`.
+"""Sharpness against generalisation.
 
-Trains a grid of small CNNs on a few examples, each until it fits them, measures how sharp the
-minimum is with every measure of `jaxdist.sharpness`, and compares the measures' order with that of
-the generalisation gap, train accuracy - test accuracy in percentage points, by Kendall's tau.
+`python -m experiments.studies.generalization.run --workdir DIR` trains a grid of small CNNs
+on a few examples, each until it fits them, measures how sharp the minimum is with every measure of
+`jaxdist.sharpness`, and compares the measures' order with that of the generalisation gap, train
+accuracy - test accuracy in percentage points, by Kendall's tau.
 
 The protocol is that of Bisla, Wang, Choromanska, Low-pass filtering SGD, AISTATS 2022 (supplement
 and released code, READ). Theirs, and kept here: plain SGD with momentum and L2 weight decay, no
@@ -87,7 +88,7 @@ class Data(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains and measures what is not done yet, and writes the tables and the plot."""
     parser = cli.Parser(
-        prog="python -m experiments.generalization",
+        prog="python -m experiments.studies.generalization.run",
         description="Measures of sharpness against the generalisation gap of a grid of CNNs.",
     )
     parser.add_argument("--workdir", required=True, type=cli.path, help="folder for the results")
@@ -105,14 +106,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         study = {"data": args.data, "examples": args.examples}
         lines = resume(args.workdir / "models.jsonl", study, data, args.seeds)
 
-    from experiments import generalization_report as report
+    from experiments.studies.generalization import report
 
     print(report.write(args.workdir, study | {"seeds": args.seeds}, lines))
 
 
 def load(text: str, examples: int) -> Data:
     """The named data set: the same random `examples` of its training part, and its test part."""
-    from experiments.components import read_component
+    from jaxdist.config import read_component
 
     dataset = read_component(f"data={text}")[1]()
     if len(dataset.input_shape) != 3:

@@ -1,10 +1,11 @@
 """The test error against the number of training examples, measured and as features predict it.
 
-`python -m experiments.sample_complexity --workdir DIR --data "idx(path='FOLDER')"` trains a network
-on nested random parts of a training set, and fits `jaxdist.analysis.fit_dim_delta` to the test
-errors: a network errs at x with probability min(1, r / delta), r the distance to the nearest
-training example in the d leading principal components of the inputs of its head. The density there
-is a Gaussian, that of the network trained on half of the examples.
+`python -m experiments.studies.sample_complexity.run --workdir DIR --data "idx(path='FOLDER')"`
+trains a network on nested random parts of a training set, and fits
+`jaxdist.analysis.fit_dim_delta` to the test errors: a network errs at x with probability min(1, r /
+delta), r the distance to the nearest training example in the d leading principal components of the
+inputs of its head. The density there is a Gaussian, that of the network trained on half of the
+examples.
 
 Training is one worker's SGD with Nesterov momentum 0.9, batches of 128 (all examples if they are
 fewer), a cosine from rate 0.03 to 0, no weight decay and no augmentation. `--steps` is what all
@@ -39,11 +40,9 @@ from matplotlib.figure import Figure
 
 import jaxdist
 from experiments import cli
-from experiments.build import build
-from experiments.components import component, read_component
-from experiments.config import Config
 from jaxdist import files
 from jaxdist.analysis import Density, Fit, fit_dim_delta, gaussian_density, nn_error_curve
+from jaxdist.config import Config, build, component, read_component
 from jaxdist.data import Dataset, Source, normalize
 from jaxdist.models import Model
 from jaxdist.training import Run, metrics, train
@@ -78,7 +77,7 @@ class Errors(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, fits, and writes the table, the JSON file and the plot."""
     parser = cli.Parser(
-        prog="python -m experiments.sample_complexity",
+        prog="python -m experiments.studies.sample_complexity.run",
         description="The test error against the number of training examples, and its estimate.",
     )
     parser.add_argument("--workdir", required=True, type=cli.path, help="folder for the results")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from jaxdist.checks import local_path
+
 _MODULES: dict[Path, ModuleType] = {}
 _RUNNING: list[Path] = []
 
@@ -20,8 +22,6 @@ def run(file: str | Path) -> ModuleType:
     Raises:
         ValueError: if there is none, or it fails; the error names the line.
     """
-    from jaxdist.checks import local_path  # JAX, which --list does without
-
     path = local_path("import", file).resolve()
     if path in _MODULES:
         return _MODULES[path]

@@ -2,64 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import optax
 
 from jaxdist import clock, rules
-from jaxdist.clock import Link, Speeds, Timeline
+from jaxdist.clock import Timeline
+from jaxdist.config.config import Config
 from jaxdist.training import Run
 from jaxdist.training.due import traffic_of
 from jaxdist.training.ways import Asynchronous
 
-if TYPE_CHECKING:
-    from experiments.config import Config
-
-
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """The workers' speeds and their link, in virtual seconds."""
-
-    step_seconds: float = 0.0
-    """Compute of a step on average; 0: no virtual clock."""
-    budget: float = 0.0
-    """Length of the run on the clock, which overrides epochs and steps; 0: those."""
-    sigma: float = 0.0
-    """Spread of that from step to step, log-normal; 0.1 is about 10%."""
-    stragglers: tuple[tuple[int, float], ...] = ()
-    """Pairs of a worker and how many times as long it takes."""
-    pauses: tuple[tuple[int, int, float], ...] = ()
-    """A worker, its step, and by how many seconds that one is longer."""
-    latency: float = 0.0
-    """Seconds a message."""
-    bandwidth: float = 1.25e9
-    """Bytes a second of each link, or of the server."""
-    network: Literal["ring", "server"] = "ring"
-    """What connects the workers."""
-
-    def __post_init__(self):
-        for name in ("stragglers", "pauses"):
-            object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
-        for name in ("step_seconds", "budget"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"clock.{name}={getattr(self, name)}: allowed are numbers from 0")
-        if self.budget and not self.step_seconds:
-            raise ValueError(f"clock.budget={self.budget}: it needs clock.step_seconds")
-
-    def speeds(self, num: int, seed: int) -> Speeds:
-        """Of `num` workers."""
-        speeds = clock.log_normal([self.step_seconds] * num, self.sigma, seed)
-        return clock.with_pauses(clock.with_stragglers(speeds, dict(self.stragglers)), self.pauses)
-
-    @property
-    def link(self) -> Link:
-        """What connects the workers."""
-        return Link(self.latency, self.bandwidth, self.network)
-
 
 def pace(
-    config: "Config", run: Run, make: Callable[..., optax.GradientTransformation]
+    config: Config, run: Run, make: Callable[..., optax.GradientTransformation]
 ) -> tuple[Run, Timeline | None]:
     """Puts a run on its clock, and makes it asynchronous if the configuration says so.
 
@@ -112,14 +68,14 @@ def pace(
     return dataclasses.replace(run, **given), timeline
 
 
-def is_bounded(config: "Config") -> bool:
+def is_bounded(config: Config) -> bool:
     """Whether a run is asynchronous only within a bound: its steps are equal, its averages late."""
     bound = rules.row(config.rule.factory).bound
     given = bound is not None and config.rule.options()[bound] is not None
     return config.asynchronous and given
 
 
-def _period(config: "Config") -> int:
+def _period(config: Config) -> int:
     """Steps between the syncs at which an asynchronous run meets."""
     period = rules.row(config.rule.factory).meets(config.rule.options())
     if config.asynchronous and period is None:
@@ -130,7 +86,7 @@ def _period(config: "Config") -> int:
     return period
 
 
-def _delay(config: "Config") -> int:
+def _delay(config: Config) -> int:
     """Steps from a launch of the rule to its application, as the clock takes them."""
     late = rules.row(config.rule.factory).late
     delay = 0 if late is None else config.rule.options()[late]

@@ -1,4 +1,4 @@
-"""Attacks against robust aggregates: `python -m experiments.bad_workers --workdir DIR`.
+"""Attacks against robust aggregates: `python -m experiments.studies.bad_workers.run --workdir DIR`.
 
 Local SGD of period 8 on the bundled digits with IID shards (`--config digits --rule local_sgd`): 8
 workers, the last 2 bad, with each attack and each aggregate in the place of the mean. The accuracy
@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments import cli, configs
-from experiments.build import build
-from experiments.components import read_component
 from jaxdist import files
+from jaxdist.config import build, read_component
 from jaxdist.training import metrics, train
 
 ATTACKS = (
@@ -41,7 +40,7 @@ Found = Mapping[str, Mapping[str, list[float]]]
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, and writes the table."""
     parser = cli.Parser(
-        prog="python -m experiments.bad_workers",
+        prog="python -m experiments.studies.bad_workers.run",
         description="Test accuracy with 2 bad workers of 8, of each attack and each aggregate.",
     )
     parser.add_argument("--workdir", required=True, type=cli.path, help="folder for the results")

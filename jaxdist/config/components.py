@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiments import own
-from experiments.optimizers import ATTACKS, DROPS, GRADIENTS, OPTIMIZERS, SCHEDULES
-from experiments.options import fits, flag, freeze, said, thaw
 from jaxdist.checks import LARGEST
+from jaxdist.config import own
+from jaxdist.config.optimizers import ATTACKS, DROPS, GRADIENTS, OPTIMIZERS, SCHEDULES
+from jaxdist.config.options import fits, flag, freeze, said, thaw
 from jaxdist.data import DATASETS, SHARDS
 from jaxdist.losses import LOSSES
 from jaxdist.models import MODELS

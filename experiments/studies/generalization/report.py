@@ -1,4 +1,4 @@
-"""Tables and the picture of `experiments.generalization`."""
+"""Tables and the picture of `experiments.studies.generalization.run`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import generalization as models
-from experiments.generalization import Line
+from experiments.studies.generalization import run as models
+from experiments.studies.generalization.run import Line
 from jaxdist import files
 from jaxdist.analysis import granulated_kendall, kendall
 from jaxdist.training import metrics

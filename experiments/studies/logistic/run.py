@@ -1,4 +1,4 @@
-"""SPFB, SGD and L-BFGS on logistic regression: `python -m experiments.logistic --workdir DIR`.
+"""SPFB, SGD and L-BFGS: `python -m experiments.studies.logistic.run --workdir DIR`.
 
 Three problems from bundled data, every fifth example of a class for testing: digits (10 classes,
 650 parameters) and breast cancer (2 classes, 62), standardised, and breast cancer with one scale
@@ -72,7 +72,7 @@ class Curve(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains everything, and writes the table, the JSON file and the plot."""
     parser = cli.Parser(
-        prog="python -m experiments.logistic",
+        prog="python -m experiments.studies.logistic.run",
         description="SPFB and LSPFB against SGD and L-BFGS on logistic regression.",
     )
     parser.add_argument("--workdir", required=True, type=cli.path, help="folder for the results")

@@ -4,18 +4,20 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from experiments.components import SLOTS, Component, component, read_plain
-from experiments.pace import Clock
 from jaxdist.checks import LARGEST
+from jaxdist.config.components import SLOTS, Component, component, read_plain
+from jaxdist.config.speed import Clock
 from jaxdist.data import make_augment
 from jaxdist.names import lookup
 from jaxdist.training.portable import point_name
 from jaxdist.training.run import check_microbatches
 
+_NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
 _OF_START = ("start", "start_from", "start_prefix")
 
 
@@ -188,3 +190,15 @@ def from_plain(plain: Mapping[str, Any]) -> Config:
     read = {name: kind(**plain.get(name, {})) for name, kind in nested.items()}
     read |= {name: tuple(plain[name]) for name in ("start_prefix",) if name in plain}
     return Config(**plain | parts | read)
+
+
+def read_run(file: Path) -> Config:
+    """The configuration of a run, of its `config.json`.
+
+    Raises:
+        ValueError: if the file is none, or as `from_plain`.
+    """
+    try:
+        return from_plain(json.loads(file.read_text())["config"])
+    except (*_NO_JSON, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{str(file)!r} is not the config.json of a run") from None

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.launch.children import ALONE, signal_group, start
-from experiments.launch.output import Output
+from jaxdist.launch.children import ALONE, signal_group, start
+from jaxdist.launch.output import Output
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end the run; SIGHUP, of a terminal that closes, is passed on as SIGTERM."""

@@ -1,0 +1,1 @@
+"""Studies: a question, a command and a result each. None imports another."""

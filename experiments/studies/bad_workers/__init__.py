@@ -1,0 +1,1 @@
+"""The study `bad_workers`: see README.md."""

@@ -1,0 +1,1 @@
+"""The study `generalization`: see README.md."""

@@ -1,0 +1,1 @@
+"""The study `sample_complexity`: see README.md."""

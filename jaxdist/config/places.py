@@ -1,0 +1,37 @@
+"""Where the workers of a run are, of the devices that there are."""
+
+import jax
+
+from jaxdist.config.config import Config
+
+
+def places(config: Config) -> list[list[jax.Device]]:
+    """Where the workers are, and where there are others beside them.
+
+    All devices; of a CPU's forced ones, which may be too many, one for each worker's part. Beside
+    the workers is the second half of each process's.
+    """
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    if jax.default_backend() == "cpu" and len(by_process) == 1:
+        by_process = {0: by_process[0][: config.devices]}
+    num, each = sum(map(len, by_process.values())), config.devices_per_worker
+    of = f"{num} devices" + f" of {len(by_process)} processes" * (len(by_process) > 1)
+    if num % each:
+        raise ValueError(f"each worker takes {each} devices; {of} cannot be divided so")
+    if config.workers % (num // each):
+        raise ValueError(
+            f"workers={config.workers} on {of}: allowed are multiples of {num // each}, or 0 for "
+            f"{num // each} workers"
+        )
+    if config.overlap == "inside":
+        return [[device for devices in by_process.values() for device in devices]]
+    if odd := [process for process, devices in by_process.items() if len(devices) % 2]:
+        raise ValueError(
+            f"overlap='beside': process {odd[0]} has {len(by_process[odd[0]])} devices; it must be "
+            f"an even number, half of them for the workers"
+        )
+    cut = lambda devices: (devices[: len(devices) // 2], devices[len(devices) // 2 :])
+    halves = zip(*map(cut, by_process.values()), strict=True)
+    return [[device for devices in half for device in devices] for half in halves]
