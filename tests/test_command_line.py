@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 from test_experiments import fails
 
-from experiments import (
-    bad_workers,
-    flags,
-    generalization,
-    logistic,
-    report,
-    sample_complexity,
-    sharpness,
-    sweep,
-    train,
-)
 from experiments import configs as all_configs
+from experiments import flags, report, sharpness, sweep, train
 from experiments.launch.__main__ import main as launch
+from experiments.studies.bad_workers import run as bad_workers
+from experiments.studies.generalization import run as generalization
+from experiments.studies.logistic import run as logistic
+from experiments.studies.sample_complexity import run as sample_complexity
 from jaxdist.checks import local_path
 from jaxdist.data import npz
 

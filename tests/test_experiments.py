@@ -312,7 +312,7 @@ def test_wrong_values_are_named(capsys, tmp_path, words, answer):
 
 
 @pytest.mark.parametrize(
-    ("config", "words", "answer"),
+    ("rule", "words", "answer"),
     [
         ("dpsgd", ("--rule.topology", "rng"), "did you mean 'ring'"),
         ("dpsgd", ("--rule.topology", "torus(rws=2)"), "did you mean 'rows'"),
@@ -322,8 +322,8 @@ def test_wrong_values_are_named(capsys, tmp_path, words, answer):
         ("matcha", ("--rule.budget", "0"), "budget is 0"),
     ],
 )
-def test_wrong_graphs_and_compressors_are_named(capsys, tmp_path, config, words, answer):
-    argv = ["--config", f"digits_{config}", "--workdir", tmp_path, *words]
+def test_wrong_graphs_and_compressors_are_named(capsys, tmp_path, rule, words, answer):
+    argv = ["--config", "digits", "--rule", rule, "--workdir", tmp_path, *words]
     said = fails(capsys, train.main, *argv)
     assert answer in said
     assert said.count("\n") == 1

@@ -119,7 +119,7 @@ def test_a_comparison_fits_a_page_and_names_what_is_missing(sweep, capsys):
 
 def test_when_a_target_was_reached_counts_training_only(sweep):
     run = sweep / "digits_mgrawa" / "seed_0"
-    reached = comparison.summarize([run], target=0.7)["train_seconds_to_target"]
+    reached = comparison.summarize([run], target="0.7")["train_seconds_to_target"]
     assert reached["values"].tolist() == [6.0]
     one = {"values": [1.0, np.nan, 2.0]}
     assert comparison._reached(one) == "reached by 2 of 3"

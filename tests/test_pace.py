@@ -182,5 +182,5 @@ def test_sweep_on_the_clock(tmp_path):
     for name in ("comparison.png", "timelines.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     run = tmp_path / "digits,rule=mgrawa" / "seed_0"
-    never = comparison.summarize([run], target=1.0)["virtual_seconds_to_target"]
+    never = comparison.summarize([run], target="1.0")["virtual_seconds_to_target"]
     assert math.isnan(never["mean"])

@@ -66,13 +66,12 @@ def load(name: str, rule: str | None = None) -> "Config":
 def _with_rule(config: "Config", rule: str | None, settings: Mapping[str, Any]) -> "Config":
     if rule is None:
         return config
-    from jaxdist.config import SLOTS, read_component
+    from jaxdist.config import read_component
+    from jaxdist.rules import row
 
     _, made = read_component(f"rule={rule}", settings)
     config = dataclasses.replace(config, rule=made)
-    if getattr(
-        SLOTS["rule"][made.factory], "momentum", made.factory == "eamsgd"
-    ) and config.optimizer.options().get("momentum"):
+    if row(made.factory).momentum and config.optimizer.options().get("momentum"):
         optimizer = dataclasses.replace(config.optimizer, momentum=0.0)
         return dataclasses.replace(config, optimizer=optimizer)
     return config

@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxdist.config import Augment, Clock, Component, Config, component
+from jaxdist.rules import row
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -211,4 +212,4 @@ def transformer(rule: str, **options) -> Config:
 
 def sgd(rule: str, **options) -> Component:
     """Nesterov momentum 0.9, or plain SGD for the rule that has a momentum of its own."""
-    return component("optimizer", "sgd", momentum=0.0 if rule == "eamsgd" else 0.9, **options)
+    return component("optimizer", "sgd", momentum=0.0 if row(rule).momentum else 0.9, **options)
