@@ -10,7 +10,7 @@ import numpy as np
 from experiments import comparison
 from experiments.sharpness import runs_in
 from jaxdist.training import metrics, record
-from jaxdist.training.plots import series, telling
+from jaxdist.training.plots import lines_with, series
 
 
 class Run(NamedTuple):
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
     def series(self, name: str, across: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """What a quantity is drawn against, `[T]`, and its values, `[T]` or `[T, W]`."""
-        lines = [line for line in telling(self.lines, name) if across in line]
+        lines = [line for line in lines_with(self.lines, name) if across in line]
         try:
             scale = 1e-6 if across == "bytes_sent" else 1.0
             return series(lines, across)[1] * scale, series(lines, name)[1]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdist.training.plots import over_workers, series, telling
+from jaxdist.training.plots import lines_with, over_workers, series
 
 Lines = Sequence[dict[str, Any]]
 
@@ -49,7 +49,7 @@ def band(runs: Sequence[Lines], measure: str, across: str = "step") -> Band | No
     """
     told = []
     for run in runs:
-        lines = [line for line in telling(run, measure) if across in line]
+        lines = [line for line in lines_with(run, measure) if across in line]
         steps, values = series(lines, measure)
         told.append((steps, series(lines, across)[1], over_workers(values)[0]))
     common = told[0][0]

@@ -49,11 +49,11 @@ def test_a_case_is_a_line_of_the_table():
 
 
 def test_what_is_told_and_complete_of_a_run(tmp_path):
-    assert (fault_trials.told(tmp_path), fault_trials.complete(tmp_path)) == (0, 0)
+    assert (fault_trials.logged(tmp_path), fault_trials.complete(tmp_path)) == (0, 0)
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"step": 3')
     for name in ("5", "20", "40.orbax-checkpoint-tmp"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert (fault_trials.told(tmp_path), fault_trials.complete(tmp_path)) == (20, 20)
+    assert (fault_trials.logged(tmp_path), fault_trials.complete(tmp_path)) == (20, 20)
     assert fault_trials.saving(tmp_path)
     assert not fault_trials.finished(tmp_path)
 

@@ -14,7 +14,7 @@ from jaxdist.config import Config, build
 from jaxdist.data import digits
 from jaxdist.training import metrics, plots, train
 from jaxdist.training.due import traffic_of
-from jaxdist.training.newcomers import make_resize, with_workers
+from jaxdist.training.resize import make_resize, with_workers
 from jaxdist.training.state import TrainState, abstract, create
 from jaxdist.training.ways import Asynchronous
 

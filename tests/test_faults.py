@@ -18,7 +18,7 @@ from experiments import cli
 from jaxdist import rules, stacked
 from jaxdist.training import LostProcessError, PreemptedError, faults, loop, train
 from jaxdist.training.faults import StopSignal
-from jaxdist.training.newcomers import make_revive
+from jaxdist.training.resize import make_revive
 from jaxdist.training.state import abstract, create
 
 pytestmark = pytest.mark.usefixtures("without_plots")
@@ -80,7 +80,7 @@ def test_sigterm_at_the_last_step_is_too_late(terminated, tmp_path):
 
 def test_no_signal_is_no_stop():
     with StopSignal() as stop:
-        assert not any(stop.told() for _ in range(3))
+        assert not any(stop.requested() for _ in range(3))
 
 
 def test_what_ends_a_command_decides_its_status(capsys):

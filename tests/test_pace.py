@@ -131,14 +131,14 @@ def test_plain_and_back():
         ({"rule_name": "average_gradients", "asynchronous": True}, "has no period"),
         ({"rule_name": "lasgd", "rule": {"max_delay": 4}, "asynchronous": True}, "max_delay"),
         (
-            {"rule_name": "lasgd", "overlap": "beside", "workers": 6},
+            {"rule_name": "lasgd", "overlap": "devices", "workers": 6},
             "workers=6 on 8 devices: allowed are multiples of 4",
         ),
         (
             {"round_steps": 4, "asynchronous": True},
             "round_steps=4 and asynchronous=True are given",
         ),
-        ({"overlap": "beside"}, "uses its averages at once"),
+        ({"overlap": "devices"}, "uses its averages at once"),
     ],
 )
 def test_bad_input(options, said):

@@ -37,7 +37,7 @@ def test_a_function_of_ones_own_is_a_row_without_facts():
 
     try:
         assert rules.row("mine") == rules.Rule(mine)
-        assert rules.row("mine").meets(component("rule", "mine", period=3).options()) == 3
+        assert rules.row("mine").barrier(component("rule", "mine", period=3).options()) == 3
         assert rules.compose(optax.sgd(0.1), "mine", "w").init(PARAMS)
     finally:
         del rules.RULES["mine"]
@@ -85,14 +85,14 @@ def test_it_syncs_and_is_late_as_its_row_says(name):
     assert {row.late, row.table, row.bound} - {None} <= options.keys()
     at = STEPS[traffic(name).due(STEPS).any(0)]
     if row.periodic:
-        assert ((at + 1) % row.meets(options) == 0).all()
+        assert ((at + 1) % row.barrier(options) == 0).all()
     if row.first:
         assert (at == STEPS).all()
 
 
 def test_workers_meet_in_groups_before_they_all_do():
     row = rules.row("lsgd")
-    meets = lambda **given: row.meets(row.options(**given))
+    meets = lambda **given: row.barrier(row.options(**given))
     assert meets(period=16) == 16
     assert meets(period=16, groups=((0, 1), (2, 3))) == 4
     assert meets(period=16, local_period=8, groups=((0, 1), (2, 3))) == 8

@@ -145,7 +145,7 @@ def test_a_grid_is_compared(tmp_path, capsys):
         ("--configs digits --rule dpsgd --rule.period 2 0", "period is 0"),
         ("--configs digits --rule mgrawa dppf --bytes_budget 10", "sends at least"),
         (
-            "--configs digits --rule lasgd mgrawa --overlap beside --workers 4",
+            "--configs digits --rule lasgd mgrawa --overlap devices --workers 4",
             "digits,rule=mgrawa, seed 0",
         ),
     ],

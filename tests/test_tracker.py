@@ -86,7 +86,7 @@ def test_another_project_is_refused(wandb, tmp_path, without_plots):
 
 
 def test_only_the_main_process_writes(wandb, tmp_path, without_plots, monkeypatch):
-    monkeypatch.setattr("jaxdist.training.journal.multihost.is_main", lambda: False)
+    monkeypatch.setattr("jaxdist.training.log.multihost.is_main", lambda: False)
     train(tiny_run(steps=2, wandb="proj"), tmp_path, progress=False)
     assert wandb.runs == []
 

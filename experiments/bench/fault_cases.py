@@ -81,7 +81,7 @@ class Bench:
         self.job, self.random, self._folder = job, random, folder
         self._number = 0
         with Running(job, folder / "reference") as run:
-            run.wait("the first step", lambda: run_of.told(run.workdir) > 0, job.bounds.run)
+            run.wait("the first step", lambda: run_of.logged(run.workdir) > 0, job.bounds.run)
             self._early = run.seconds
             run.finish()
             if not run_of.finished(run.workdir):
@@ -120,7 +120,7 @@ class Bench:
             until = lambda: run.seconds > at
         else:
             step = self.random.randrange(1, self.job.steps)
-            until = lambda: run_of.told(run.workdir) >= step
+            until = lambda: run_of.logged(run.workdir) >= step
         run.wait("the moment", until, self.job.bounds.run)
 
     def follow(self, run: Running, trial: Trial, others: Sequence[int], safe: int) -> None:
@@ -132,7 +132,7 @@ class Bench:
             others: the processes that must end.
             safe: the step that the run must not fall behind.
         """
-        workdir, told = run.workdir, run_of.told(run.workdir)
+        workdir, told = run.workdir, run_of.logged(run.workdir)
         trial.seconds = round(
             run_of.wait(
                 "the end of the other processes",
@@ -144,7 +144,7 @@ class Bench:
         lowest = [told]
 
         def see() -> bool:
-            lowest.append(run_of.told(workdir))
+            lowest.append(run_of.logged(workdir))
             return False
 
         start = run_of.complete(workdir)
@@ -175,7 +175,7 @@ def _strike(number: signal.Signals, victims: str = "", during_save: bool = False
         if victims == LAUNCHER or not there:
             there = there | {LAUNCHER: run.launcher.pid}
         victim = bench.random.choice(sorted(there, key=str))
-        told, safe = run_of.told(run.workdir), run_of.complete(run.workdir)
+        told, safe = run_of.logged(run.workdir), run_of.complete(run.workdir)
         if number == signal.SIGTERM:
             safe = max(safe, told)
         if run.ended() or run_of.finished(run.workdir):

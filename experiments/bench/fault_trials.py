@@ -197,7 +197,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def told(workdir: Path) -> int:
+def logged(workdir: Path) -> int:
     """The last step in the run's metrics, 0 without any."""
     with contextlib.suppress(OSError):
         lines = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]

@@ -57,7 +57,7 @@ class Driven:
         began, end = time.perf_counter(), self.done + steps
         while self.done < end:
             self.done, self.state, metrics, _ = self._advance(self.state, self.done)
-            if self._previous is not None:  # as the journal does
+            if self._previous is not None:  # as the log does
                 jax.block_until_ready(self._previous)
             self._previous = metrics["loss"]
         jax.block_until_ready(self.state)

@@ -138,7 +138,7 @@ def _paced(
         microbatches=config.microbatches,
         steps=steps,
         seed=config.seed,
-        probe_period=row.meets(options) if "probe_grad" in row.asks(options) else None,
+        probe_period=row.barrier(options) if "probe_grad" in row.asks(options) else None,
         gradient=None if config.gradient.factory == "plain" else config.gradient,
         shared_noise=config.shared_noise,
         local=config.local,

@@ -102,7 +102,7 @@ class Config:
     without a clock real processes take as many as they are fast."""
     round_steps: int = 1
     """Steps in one compiled program."""
-    overlap: Literal["inside", "beside"] = "inside"
+    overlap: Literal["inside", "devices"] = "inside"
     """Where averages that are used later are computed: in the steps' program, or on as many further
     devices (on CPU the only way to overlap)."""
     local: Literal["vmap", "unroll"] = "vmap"
@@ -156,7 +156,7 @@ class Config:
     @property
     def devices_per_worker(self) -> int:
         """Those that its arrays are split over, and those beside them."""
-        return self.mesh.fsdp * (2 if self.overlap == "beside" else 1)
+        return self.mesh.fsdp * (2 if self.overlap == "devices" else 1)
 
     @property
     def rescaled(self) -> tuple[int, float]:

@@ -77,7 +77,7 @@ def is_bounded(config: Config) -> bool:
 
 def _period(config: Config) -> int:
     """Steps between the syncs at which an asynchronous run meets."""
-    period = rules.row(config.rule.factory).meets(config.rule.options())
+    period = rules.row(config.rule.factory).barrier(config.rule.options())
     if config.asynchronous and period is None:
         raise ValueError(
             f"asynchronous: the rule {config.rule.factory!r} has no period between whose syncs "

@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {
     "hierarchical_sgd": Rule(hierarchical_sgd),
     "easgd": Rule(easgd, periodic=True),
     "eamsgd": Rule(eamsgd, periodic=True, momentum=True),
-    "lsgd": Rule(lsgd, periodic=True, asks=lambda options: ("value",), meets=leader.meets),
+    "lsgd": Rule(lsgd, periodic=True, asks=lambda options: ("value",), barrier=leader.barrier),
     "mgrawa": Rule(mgrawa, periodic=True, asks=grawa.asks),
     "lgrawa": Rule(lgrawa, periodic=True, asks=grawa.asks),
     "dppf": Rule(dppf, periodic=True),

@@ -172,7 +172,7 @@ def lsgd(
     return base.rule(init, *syncs, local=local)
 
 
-def meets(options: Mapping[str, Any]) -> int:
+def barrier(options: Mapping[str, Any]) -> int:
     """The steps between the syncs of `lsgd` with these options: those of groups, if there are any.
 
     As a fact of its row in `RULES`.

@@ -36,13 +36,13 @@ class Rule:
         bound: the option for the most steps in such a table, after which workers do wait.
         asks: `asks(options)`, which of the extra arguments "value", "grad" and "probe_grad" it
             needs with these options (all of them, as `options` gives them).
-        meets: `meets(options)`, the steps between syncs at which its workers meet, in groups at
+        barrier: `barrier(options)`, the steps between syncs at which its workers meet, in groups at
             least; None if there is no such number.
 
     Example:
         >>> def halfway(axis, *, period: int = 8): ...
         >>> rule = Rule(halfway, momentum=True)
-        >>> rule.__name__, str(inspect.signature(rule)), rule.meets(rule.options())
+        >>> rule.__name__, str(inspect.signature(rule)), rule.barrier(rule.options())
         ('halfway', '(axis, *, period: int = 8)', 8)
     """
 
@@ -55,7 +55,7 @@ class Rule:
     table: str | None = None
     bound: str | None = None
     asks: Callable[[Options], tuple[str, ...]] = _nothing
-    meets: Callable[[Options], int | None] = _period
+    barrier: Callable[[Options], int | None] = _period
 
     def __post_init__(self):
         for name in functools.WRAPPER_ASSIGNMENTS:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist.training.faults import LostProcessError
-from jaxdist.training.newcomers import make_resize, with_workers
+from jaxdist.training.resize import make_resize, with_workers
 from jaxdist.training.run import Run
 from jaxdist.training.saving import Saves
 from jaxdist.training.state import TrainState, abstract
@@ -73,7 +73,7 @@ class Checkpoints:
         """A checkpoint's state, laid out as the run is, which need not be as it was saved.
 
         An elastic run may have another number of workers than that which saved; see
-        `newcomers.make_resize`.
+        `resize.make_resize`.
 
         Args:
             step: of a complete checkpoint; None for the last one.
@@ -117,7 +117,7 @@ class Checkpoints:
         Args:
             state: the state.
             step: the steps that are done.
-            told: what the run's lines count up, as `Journal.note` gives it.
+            told: what the run's lines count up, as `RunLog.note` gives it.
 
         Raises:
             SaveError: if this or the save before it fails.

@@ -46,7 +46,7 @@ class StopSignal:
     """
 
     def __enter__(self) -> "StopSignal":
-        self._told, self._before = False, None
+        self._requested, self._before = False, None
         if not _several() and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -55,13 +55,15 @@ class StopSignal:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def told(self) -> bool:
+    def requested(self) -> bool:
         """One look, to be taken once after each advance of the run."""
         look = next(CALLS)
-        return multihost_utils.reached_preemption_sync_point(look) if _several() else self._told
+        return (
+            multihost_utils.reached_preemption_sync_point(look) if _several() else self._requested
+        )
 
     def _note(self, *_) -> None:
-        self._told = True
+        self._requested = True
 
 
 class Interrupt:
@@ -76,19 +78,19 @@ class Interrupt:
     """
 
     def __enter__(self) -> "Interrupt":
-        self._noted = self._told = False
+        self._noted = self._requested = False
         self._ends: tuple[socket.socket, socket.socket] | None = None
         mine = threading.current_thread() is threading.main_thread()
         if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             return self
-        heard, told = socket.socketpair()
-        told.setblocking(False)
-        if (other := signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)) != -1:
+        read_end, write_end = socket.socketpair()
+        write_end.setblocking(False)
+        if (other := signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)) != -1:
             signal.set_wakeup_fd(other)
-            heard.close()
-            told.close()
+            read_end.close()
+            write_end.close()
             return self
-        self._ends = heard, told
+        self._ends = read_end, write_end
         signal.signal(signal.SIGINT, self._note)
         self._thread = threading.Thread(target=self._listen, name="jaxdist_interrupt", daemon=True)
         self._thread.start()
@@ -96,12 +98,12 @@ class Interrupt:
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
         if self._ends is not None:
-            heard, told = self._ends
+            read_end, write_end = self._ends
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.set_wakeup_fd(-1)
-            told.close()  # which ends the thread
+            write_end.close()  # which ends the thread
             self._thread.join()
-            heard.close()
+            read_end.close()
         if self._noted and (error is None or isinstance(error, Exception)):
             raise KeyboardInterrupt from error
 
@@ -121,9 +123,9 @@ class Interrupt:
         """Reads the numbers of the signals, which Python writes as soon as they come."""
         while numbers := self._ends[0].recv(64):
             for _ in range(numbers.count(signal.SIGINT)):
-                if self._told:
+                if self._requested:
                     os._exit(130)
-                self._noted = self._told = True
+                self._noted = self._requested = True
                 os.write(2, WHEN_INTERRUPTED)
 
 

@@ -12,11 +12,11 @@ from jaxdist.training.due import passed, traffic_of
 from jaxdist.training.evaluate import make_evaluate
 from jaxdist.training.faults import Interrupt, PreemptedError, StopSignal, naming_the_lost
 from jaxdist.training.feed import Advance
-from jaxdist.training.journal import Journal
+from jaxdist.training.log import RunLog
 from jaxdist.training.metrics import write_json
-from jaxdist.training.newcomers import make_revive
 from jaxdist.training.profile import Profile
 from jaxdist.training.progress import progress as console
+from jaxdist.training.resize import make_revive
 from jaxdist.training.run import Run
 from jaxdist.training.startup import Startup
 from jaxdist.training.state import TrainState, create
@@ -73,8 +73,8 @@ def train(
         stops = run.way.stops(run, traffic)
         if run.start is not None:
             show(run.start.said() if start == 0 else f"goes on from step {start}, not its start")
-        journal = Journal(run, traffic, workdir, start, show, told, stops)
-        stack.callback(journal.close)
+        log = RunLog(run, traffic, workdir, start, show, told, stops)
+        stack.callback(log.close)
         advance = startup.watch(advance, show)
         if profile:
             traced = Profile(run, start, workdir / record.PROFILE, show)
@@ -88,15 +88,15 @@ def train(
                 lock.check()
 
         with naming_the_lost():
-            state, found = _steps(run, advance, state, start, journal, checkpoints, stop, check)
+            state, found = _steps(run, advance, state, start, log, checkpoints, stop, check)
         summary = {
             "rule": run.rule,
             "workers": run.workers.num,
             "steps": run.steps,
             **found,
-            "bytes_sent_per_worker": journal.bytes_sent(run.steps),
-            "seconds": round(journal.seconds, 3),
-            **journal.virtual(run.steps),
+            "bytes_sent_per_worker": log.bytes_sent(run.steps),
+            "seconds": round(log.seconds, 3),
+            **log.virtual(run.steps),
         }
     if main:
         plots.draw(workdir / record.METRICS, workdir / record.PLOTS, run.task.headline)
@@ -106,7 +106,7 @@ def train(
 
 
 def _begin(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState, dict[str, Any]]:
-    """Where the run stands: the steps done, the state, and what its journal noted."""
+    """Where the run stands: the steps done, the state, and what its log noted."""
     if (start := checkpoints.latest()) is None:
         return 0, create(run), {}
     state = checkpoints.restore()
@@ -124,7 +124,7 @@ def _steps(
     advance: Advance,
     state: TrainState,
     start: int,
-    journal: Journal,
+    log: RunLog,
     checkpoints: Checkpoints,
     stop: StopSignal,
     check: Callable[[], None],
@@ -136,18 +136,18 @@ def _steps(
         before = done
         done, state, *_ = progress = advance(state, done)
         check()
-        journal.progress(before, progress)
+        log.progress(before, progress)
         if run.revive_every and done // run.revive_every > before // run.revive_every:
             state = revive(state)
         if passed(before, done, run.eval_every, run.steps):
-            with journal.pause():
+            with log.pause():
                 found = evaluate(state)
-                journal.evaluation(done, found)
+                log.evaluation(done, found)
             check()
-        told = stop.told() and done < run.steps
+        told = stop.requested() and done < run.steps
         if told or passed(before, done, run.checkpoint_every, run.steps):
-            with journal.pause():
-                checkpoints.save(state, done, journal.note(done))
+            with log.pause():
+                checkpoints.save(state, done, log.note(done))
         if told:
             checkpoints.wait()
             raise PreemptedError(done)

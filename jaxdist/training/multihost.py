@@ -129,8 +129,8 @@ def decided_by_main(action: Callable[[], None], within: float) -> None:
             said = str(error)
             raise
         finally:
-            store.tell(place, said)
-    elif said := store.told(place, 0, within):
+            store.set(place, said)
+    elif said := store.get(place, 0, within):
         raise ValueError(said)
     elif said is None:
         raise ValueError(f"process 0 did not say within {within:g} s whether the run may begin")
@@ -183,22 +183,22 @@ class Store:
         Raises:
             TimeoutError: if some have not come after `seconds`, with their indices.
         """
-        self.tell(place)
+        self.set(place)
         deadline = time.monotonic() + seconds
         missing = [
             i
             for i in range(jax.process_count())
-            if self.told(place, i, deadline - time.monotonic()) is None
+            if self.get(place, i, deadline - time.monotonic()) is None
         ]
         if missing:
             raise TimeoutError(_late(missing, place, seconds))
 
-    def tell(self, place: str | int, text: str = "") -> None:
+    def set(self, place: str | int, text: str = "") -> None:
         """Leaves a text of this process at `place`, where it left none before."""
         if self._client is not None:
             self._client.key_value_set(self._mark(place, jax.process_index()), text)
 
-    def told(self, place: str | int, process: int, seconds: float) -> str | None:
+    def get(self, place: str | int, process: int, seconds: float) -> str | None:
         """The text that a process leaves at `place`; None if it has not after `seconds`."""
         if self._client is None:
             return ""

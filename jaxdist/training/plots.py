@@ -60,8 +60,8 @@ def draw(metrics_file: Path, folder: Path, headline: Headline = ACCURACY) -> lis
     return drawn
 
 
-def telling(lines: Lines, name: str) -> Lines:
-    """The lines that tell a quantity, each step once.
+def lines_with(lines: Lines, name: str) -> Lines:
+    """The lines with a quantity, each step once.
 
     Evaluations tell the consensus distance once more, and are left out there.
     """
@@ -127,7 +127,7 @@ def distances(lines: Lines) -> dict[str, str]:
 
 def _consensus_distance(axes: Any, lines: Lines) -> None:
     for index, (name, where) in enumerate(distances(lines).items()):
-        steps, values = series(telling(lines, name), name)
+        steps, values = series(lines_with(lines, name), name)
         axes.plot(steps, values, **pictures.style(index), label=where)
     axes.set_ylabel("consensus distance")
     axes.set_ylim(bottom=0)

@@ -166,9 +166,9 @@ class Barrier:
             raise OSError("another process has failed")
         store, number = Store("jaxdist/saves"), next(MEETINGS)
         deadline = time.monotonic() + timeout_ms / 1000
-        store.tell(number, key)
+        store.set(number, key)
         for i in range(jax.process_count()):
-            while (there := store.told(number, i, POLL)) is None:
+            while (there := store.get(number, i, POLL)) is None:
                 if self._given_up or time.monotonic() > deadline:
                     raise OSError(f"process {i} did not come to save its part")
             if there != key:

@@ -33,7 +33,7 @@ HORIZON = 1024
 """Steps, at least, in which a run's syncs are told apart."""
 
 
-class Journal:
+class RunLog:
     """The lines of the metrics file, each written once the step after it is on its way.
 
     A line every `run.log_every` steps, with what is so after them, and the mean of the losses since
