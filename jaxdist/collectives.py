@@ -288,7 +288,7 @@ def _lowest(dtype: jnp.dtype) -> np.ndarray:
 def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     pairs = [(int(s), i) for i, s in enumerate(source) if s >= 0]
     messages = len([1 for s, i in pairs if s != i])
-    traffic.record("collective-permute", x, len(source), messages, source=source)
+    traffic.record("collective-permute", x, len(source), messages, source=source.tolist())
     if _on_mesh(axis):
         return lax.ppermute(x, axis, pairs)
     outer, inner = (None, axis) if isinstance(axis, str) else axis
@@ -301,7 +301,9 @@ def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     row = lambda at: lax.dynamic_index_in_dim(rows, at, keepdims=False)
     received = jnp.where(jnp.asarray(stays)[here, slot], row(at), jnp.zeros_like(x))
     for pairs, send, receive in moves.rounds(np.where(stays, -1, source)):
-        if not _on_mesh(outer):  # under vmap all take part; nobody looks at what comes besides
+        if outer is None or not _on_mesh(
+            outer
+        ):  # under vmap all take part; nobody looks at what comes besides
             idle = [{*range(len(source))} - {pair[side] for pair in pairs} for side in (0, 1)]
             pairs = pairs + list(zip(*idle, strict=True))
         arrived = lax.ppermute(row(jnp.asarray(send)[here]), outer, pairs)

@@ -47,7 +47,7 @@ def num_workers(tree: Tree) -> int:
     leaves = jax.tree.leaves_with_path(tree)
     if not leaves:
         raise ValueError("tree has no leaves; there must be some, each of shape [W, ...]")
-    lengths: dict[int | None, str] = {}
+    lengths: dict[Any, str] = {}
     for path, x in leaves:
         shape = jnp.shape(x)
         lengths.setdefault(shape[0] if shape else None, f"tree{jax.tree_util.keystr(path)}")
@@ -267,10 +267,11 @@ def _check_alike(tree: Tree, like: Tree, name: str, other: str) -> None:
 
 def _on_host_devices(out: Tree) -> bool:
     """Whether it is of several CPU devices; never under a transformation."""
+    on_cpu: Callable[[Any], bool] = lambda device: device.platform == "cpu"
     return any(
         isinstance(x, jax.Array)
         and not isinstance(x, jax.core.Tracer)
         and len(x.sharding.device_set) > 1
-        and next(iter(x.sharding.device_set)).platform == "cpu"
+        and all(map(on_cpu, x.sharding.device_set))
         for x in jax.tree.leaves(out)
     )

@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 
 Tree = Any
+Count = Any
+"""An int32 `jax.Array`: tuples have a method `count`, so a field of this name has no type."""
 LARGEST = 2**31 - 1
 
 
@@ -99,7 +101,7 @@ def vary(tree: Tree, like: Tree) -> Tree:
 
 def _buckets(leaves: Sequence[jax.Array], at_once: bool) -> list[list[int]]:
     """Which leaves go together: those of a type, of at most `LARGEST` elements in all."""
-    found = []
+    found: list[list[int]] = []
     for dtype in sorted({x.dtype for x in leaves}, key=str):
         held = LARGEST + 1
         for i in [i for i, x in enumerate(leaves) if x.dtype == dtype]:

@@ -32,6 +32,10 @@ class Memory(NamedTuple):
     state: Tree
 
 
+Kept = Any
+"""A `Memory`, () without compression."""
+
+
 class Wire:
     """Messages between neighbours.
 
@@ -114,7 +118,7 @@ class Means:
             )
         self._levels, self._reference = kind == "levels", reference
 
-    def init(self, params: Tree) -> Memory | tuple[()]:
+    def init(self, params: Tree) -> Kept:
         """The memory at the start."""
         if self._compressor is None:
             return ()
@@ -128,11 +132,11 @@ class Means:
     def mean(
         self,
         tree: Tree,
-        memory: Memory | tuple[()],
+        memory: Kept,
         step: jax.Array,
         weight: Tree = 1.0,
         otherwise: Tree | None = None,
-    ) -> tuple[Tree, Tree, Memory | tuple[()]]:
+    ) -> tuple[Tree, Tree, Kept]:
         """The weighted mean, the sum of the weights, and the new memory; see `collectives.mean`.
 
         Where all weights are 0 nothing is added to what all know, and nothing is remembered.
@@ -167,9 +171,7 @@ class Means:
         keep = lambda new, old: jnp.where(anybody, new, old)
         return found, total, jax.tree.map(keep, sent, memory)
 
-    def sum(
-        self, tree: Tree, memory: Memory | tuple[()], step: jax.Array
-    ) -> tuple[Tree, Memory | tuple[()]]:
+    def sum(self, tree: Tree, memory: Kept, step: jax.Array) -> tuple[Tree, Kept]:
         """The sum over all workers, and the new memory; for increments without reference.
 
         Of an aggregate it is W times that.
@@ -185,6 +187,7 @@ class Means:
 
     def _send(self, wanted: Tree, share: Tree, memory: Memory, step: jax.Array):
         """The mean of what arrives when each worker wants to send `wanted`, and the memory."""
+        assert self._compressor is not None
         feedback, left = self._compressor.feedback, memory.left
         if feedback:
             wanted = jax.tree.map(jnp.subtract if self._levels else jnp.add, wanted, left)
@@ -210,7 +213,7 @@ class Leader:
     def __init__(self, axis: Axis, compress: str | Compressor | None):
         self._axis, self._compressor = axis, make(compress)
 
-    def init(self, params: Tree) -> Memory | tuple[()]:
+    def init(self, params: Tree) -> Kept:
         """The memory at the start."""
         if self._compressor is None:
             return ()
@@ -220,10 +223,10 @@ class Leader:
         self,
         tree: Tree,
         score: jax.Array,
-        memory: Memory | tuple[()],
+        memory: Kept,
         step: jax.Array,
         groups: collectives.Groups | None = None,
-    ) -> tuple[Tree, jax.Array, Memory | tuple[()]]:
+    ) -> tuple[Tree, jax.Array, Kept]:
         """The leader's tree, its index and the new memory; see `collectives.from_argmin`."""
         if self._compressor is None:
             return *collectives.from_argmin(tree, score, self._axis, groups), memory

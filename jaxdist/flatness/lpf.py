@@ -12,6 +12,7 @@ from jaxdist.flatness import base, noise
 from jaxdist.flatness.base import LOOPS, NOISE, Loop, Loss, Oracle
 from jaxdist.flatness.noise import SCALES, FilterAxis, Scale
 from jaxdist.rules.base import PARTS, check_axis, check_between, check_choice, may_be_positive
+from jaxdist.trees import Count
 
 
 def lpf_value_and_grad(
@@ -111,7 +112,7 @@ class LPFState(NamedTuple):
         inner: of the optimizer.
     """
 
-    count: jax.Array
+    count: Count
     inner: optax.OptState
 
 

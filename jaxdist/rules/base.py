@@ -20,6 +20,7 @@ from jaxdist import collectives
 from jaxdist.collectives import Axis
 from jaxdist.rules import leaves
 from jaxdist.traffic import Due
+from jaxdist.trees import Count as Count
 from jaxdist.trees import wide
 
 Params = optax.Params
@@ -28,11 +29,16 @@ Params = optax.Params
 class State(Protocol):
     """The state of a rule: a NamedTuple with at least these fields.
 
-    A class attribute `last = False` says that the rule need not be the last of its chain.
+    A property `last` that is False says that the rule need not be the last of its chain.
     """
 
-    count: jax.Array  # steps taken, used where no `step` is given
-    metrics: dict[str, Any]  # what the rule tells of its last sync
+    @property
+    def count(self) -> Count:
+        """Steps taken, used where no `step` is given."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the rule tells of its last sync."""
 
 
 class Extra(NamedTuple):
@@ -112,7 +118,7 @@ def rule(
     def update(
         updates,
         state,
-        params=None,
+        params: Any = None,
         *,
         step=None,
         value=None,
@@ -126,7 +132,9 @@ def rule(
         for part in only:
             check_choice("only", part, PARTS)
         given, before, step = updates, state, state.count if step is None else step
-        seen = lambda tree, name: tree if tree is None else leaves.floats(params, tree, name)
+        seen: Callable[..., Any] = lambda tree, name: (
+            tree if tree is None else leaves.floats(params, tree, name)
+        )
         updates, params = seen(updates, "updates"), seen(params, "params")
         _check_order(updates, grad)
         updates = jax.tree.map(lambda u, p: _local(u, p, "local" in only), updates, params)
@@ -156,7 +164,7 @@ def rule(
     return optax.GradientTransformationExtraArgs(starting(init), update)
 
 
-def starting(init: Callable[[Params], State]) -> Callable[[Params], State]:
+def starting(init: Callable[[Params], State]) -> optax.TransformInitFn:
     """The `init` of a transformation: of the real leaves, with arrays of its own.
 
     Of descriptions (`jax.ShapeDtypeStruct`) it gives descriptions.
@@ -248,7 +256,7 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value}; it must be a finite number above 0")
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises a ValueError if `value` is none of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

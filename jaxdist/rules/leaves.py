@@ -45,7 +45,9 @@ def floats(params: Tree, tree: Tree, name: str) -> Tree:
     for (_, p), x in zip(leaves[0], rows, strict=True):
         if not _hidden(p) and not jax.tree_util.all_leaves([x]):
             raise _other_structure(name, f"a {type(x).__name__} for an array")
-    return leaves[1].unflatten([one(*leaf, x) for leaf, x in zip(leaves[0], rows, strict=True)])
+    return leaves[1].unflatten(
+        [one(path, p, x) for (path, p), x in zip(leaves[0], rows, strict=True)]
+    )
 
 
 def with_floats(tree: Tree, new: Tree) -> Tree:

@@ -53,19 +53,19 @@ def supervised(
         outputs = predict(params, state, batch)
         return measure(outputs, batch[1]) | {"loss": jax.vmap(test_loss)(outputs, batch[1])}
 
-    def augmented(batch, key):
-        return augment(batch[0], key), *batch[1:]
-
-    def statistics(params, state, batch):
-        return model.statistics(params, state, inputs(batch))
+    augmented = statistics = None
+    if augment is not None:
+        augmented = lambda batch, key: (augment(batch[0], key), *batch[1:])
+    if (remeasure := model.statistics) is not None:
+        statistics = lambda params, state, batch: remeasure(params, state, inputs(batch))
 
     return Task(
         init=model.init,
         loss=of_batch,
         measure=measured,
         headline=headline,
-        augment=None if augment is None else augmented,
-        statistics=None if model.statistics is None else statistics,
+        augment=augmented,
+        statistics=statistics,
         predict=predict,
         criterion=criterion,
         **fields,
