@@ -31,6 +31,12 @@ def check_integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} is {value}; it must be an integer of at most {LARGEST}")
 
 
+def check_scalar(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is one number, traced or not."""
+    if shape := np.shape(value):
+        raise ValueError(f"{name} has the shape {list(shape)}; it must be a scalar")
+
+
 def _real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

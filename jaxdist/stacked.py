@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist.trees import wide
+from jaxdist.trees import check_alike, wide
 
 Tree = Any
 
@@ -68,7 +68,7 @@ def stack(trees: Sequence[Tree]) -> Tree:
     if not trees:
         raise ValueError("trees is empty; there must be one for each worker")
     for i, tree in enumerate(trees):
-        _check_alike(tree, trees[0], f"trees[{i}]", "trees[0]")
+        check_alike(tree, trees[0], f"trees[{i}]", "trees[0]")
     return _stack(list(trees))
 
 
@@ -202,7 +202,7 @@ def resize(tree: Tree, num: int, new: Tree | None = None) -> Tree:
         raise ValueError(f"num is {num}; at least 1 worker is needed")
     num_workers(tree)
     if new is not None:
-        _check_alike(new, jax.eval_shape(lambda t: _worker(t, 0), tree), "new", "a worker's tree")
+        check_alike(new, jax.eval_shape(lambda t: _worker(t, 0), tree), "new", "a worker's tree")
     return _resize(tree, new, num=num)
 
 
@@ -253,16 +253,6 @@ def _rows(ok: jax.Array, x: jax.Array) -> jax.Array:
 def _is_number(x: jax.Array) -> bool:
     """Whether it has a mean: real and complex floats."""
     return jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def _check_alike(tree: Tree, like: Tree, name: str, other: str) -> None:
-    if (found := jax.tree.structure(tree)) != (wanted := jax.tree.structure(like)):
-        raise ValueError(f"{name} is {found}, {other} is {wanted}; they must have one structure")
-    pairs = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True)
-    for (path, x), y in pairs:
-        if jnp.shape(x) != jnp.shape(y):
-            where = f"{name}{jax.tree_util.keystr(path)}"
-            raise ValueError(f"{where} has shape {jnp.shape(x)}, that of {other} {jnp.shape(y)}")
 
 
 def _on_host_devices(out: Tree) -> bool:

@@ -76,6 +76,17 @@ def apart(make: Callable[[Tree], Tree], params: Tree) -> Tree:
     return make(params) if jax.tree.leaves(params) else jnp.zeros(0)
 
 
+def check_alike(tree: Tree, like: Tree, name: str, other: str) -> None:
+    """Raises a ValueError unless `tree` has the structure and the shapes of `like`."""
+    if (found := jax.tree.structure(tree)) != (wanted := jax.tree.structure(like)):
+        raise ValueError(f"{name} is {found}, {other} is {wanted}; they must have one structure")
+    pairs = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True)
+    for (path, x), y in pairs:
+        if jnp.shape(x) != jnp.shape(y):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{where} has shape {jnp.shape(x)}, that of {other} {jnp.shape(y)}")
+
+
 def choose(condition: jax.Array, x: Tree, y: Tree) -> Tree:
     """Returns x where the condition, a scalar, holds, else y."""
     return jax.tree.map(lambda a, b: select(condition, a, b), x, y)

@@ -17,6 +17,7 @@ import optax
 from jax import lax
 
 from jaxdist import collectives
+from jaxdist.checks import check_scalar
 from jaxdist.collectives import Axis
 from jaxdist.rules import leaves
 from jaxdist.traffic import Due
@@ -61,7 +62,10 @@ class Extra(NamedTuple):
             raise ValueError(
                 f"{rule} needs {name}=...: tx.update(grads, state, params, {name}=...)"
             )
-        return found if name == "value" else leaves.floats(self.params, found, name)
+        if name == "value":
+            check_scalar("value", found)
+            return found
+        return leaves.floats(self.params, found, name)
 
 
 Act = Callable[[Params, Any, Extra], tuple[Params, Any]]

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +92,7 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
 
     def prepare(params, model_state, opt_state):
         whole = candidates(params, opt_state)
+        chex.assert_trees_all_equal_shapes(whole["mean"], *whole.values())
         average = stacked.replicate(stacked.mean(model_state), num) if model_state else {}
         statistics = average
         if run.batch_norm == "local":
@@ -167,6 +169,12 @@ def _sums(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _summed(measured: dict[str, jax.Array], real: jax.Array | np.ndarray) -> dict[str, jax.Array]:
     """The sums over the examples that are real: of integers in int32, else in float32 or wider."""
+    for name, x in measured.items():
+        if jnp.shape(x)[:1] != real.shape:
+            raise ValueError(
+                f"the task's measure {name!r} is {list(jnp.shape(x))} for {len(real)} examples; it "
+                f"must have one row for each, [B, ...]"
+            )
 
     def one(x):
         x = x.astype(jnp.promote_types(x.dtype, jnp.int32)) if x.dtype.kind in "biu" else wide(x)
