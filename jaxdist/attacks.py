@@ -32,7 +32,7 @@ class AttackState(NamedTuple):
         start: the parameters after the last sync, in float32 or wider.
     """
 
-    count: jax.Array
+    count: base.Count
     start: optax.Params
 
 

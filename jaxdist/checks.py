@@ -25,10 +25,16 @@ def check_least(name: str, value: Any, low: float = 0) -> None:
 
 def check_integer(name: str, value: Any, least: int) -> None:
     """Raises a ValueError unless `value` is an integer of at least `least`, and of 32 bits."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
         raise ValueError(f"{name} is {value}; it must be an integer of at least {least}")
-    if value > LARGEST:
+    if int(value) > LARGEST:
         raise ValueError(f"{name} is {value}; it must be an integer of at most {LARGEST}")
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is one number, traced or not."""
+    if shape := np.shape(value):
+        raise ValueError(f"{name} has the shape {list(shape)}; it must be a scalar")
 
 
 def _real(value: Any) -> bool:

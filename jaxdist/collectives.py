@@ -21,7 +21,8 @@ from jax import lax
 
 from jaxdist import moves, traffic
 from jaxdist.axes import Axis, index, size
-from jaxdist.trees import on_flat, select, vary, wide
+from jaxdist.checks import check_scalar
+from jaxdist.trees import check_alike, on_flat, select, vary, wide
 
 Groups = Sequence[Sequence[int]]
 Tree = Any
@@ -67,7 +68,14 @@ def mean(
 
     Returns:
         The mean, and sum_i w_i (a tree if `weight` is one).
+
+    Raises:
+        ValueError: if a weight does not broadcast to the leaves that it is for, or `otherwise` is
+            not like the tree.
     """
+    _check_weight(weight, tree)
+    if otherwise is not None:
+        check_alike(otherwise, tree, "otherwise", "tree")
 
     def each_leaf(w):
         same = jax.tree.structure(w) == jax.tree.structure(tree)
@@ -121,7 +129,11 @@ def from_argmin(
 
     Returns:
         (the leader's tree, the leader's index int32).
+
+    Raises:
+        ValueError: if `score` is no scalar.
     """
+    check_scalar("score", score)
     score = jnp.where(jnp.isnan(score), jnp.inf, score.astype(jnp.float32))
     best = min(score, axis, groups)
     me, nobody = index(axis), np.int32(np.iinfo(np.int32).max)
@@ -134,7 +146,12 @@ def from_argmin(
 
 
 def gather_scalars(x: jax.Array, axis: Axis) -> jax.Array:
-    """Every worker's scalar, `[W]`, in the order of the workers."""
+    """Every worker's scalar, `[W]`, in the order of the workers.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    check_scalar("x", x)
     traffic.record("all-reduce", jnp.broadcast_to(x, (size(axis),)), size(axis))
     slots = jnp.where(jnp.arange(size(axis)) == index(axis), x, jnp.zeros_like(x))
     return lax.psum(slots, axis)
@@ -280,6 +297,19 @@ def _group_reduce(x: jax.Array, axis: Axis, groups: Groups, op: str) -> jax.Arra
     return lax.dynamic_index_in_dim(reduce(slots, axis), mine, keepdims=False)
 
 
+def _check_weight(weight: Tree, tree: Tree) -> None:
+    if jax.tree.structure(weight) != jax.tree.structure(tree):
+        return check_scalar("weight", weight)
+    for w, x in zip(jax.tree.leaves(weight), jax.tree.leaves(tree), strict=True):
+        own, wanted = jnp.shape(w), jnp.shape(x)
+        fits = [n in (1, m) for n, m in zip(reversed(own), reversed(wanted), strict=False)]
+        if len(own) > len(wanted) or not all(fits):
+            raise ValueError(
+                f"weight has the shape {list(own)} for a leaf of {list(wanted)}; it must be a "
+                f"scalar, or broadcast to the leaf"
+            )
+
+
 def _lowest(dtype: jnp.dtype) -> np.ndarray:
     lowest = -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
     return np.array(lowest, dtype)
@@ -288,7 +318,7 @@ def _lowest(dtype: jnp.dtype) -> np.ndarray:
 def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     pairs = [(int(s), i) for i, s in enumerate(source) if s >= 0]
     messages = len([1 for s, i in pairs if s != i])
-    traffic.record("collective-permute", x, len(source), messages, source=source)
+    traffic.record("collective-permute", x, len(source), messages, source=source.tolist())
     if _on_mesh(axis):
         return lax.ppermute(x, axis, pairs)
     outer, inner = (None, axis) if isinstance(axis, str) else axis
@@ -301,7 +331,9 @@ def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     row = lambda at: lax.dynamic_index_in_dim(rows, at, keepdims=False)
     received = jnp.where(jnp.asarray(stays)[here, slot], row(at), jnp.zeros_like(x))
     for pairs, send, receive in moves.rounds(np.where(stays, -1, source)):
-        if not _on_mesh(outer):  # under vmap all take part; nobody looks at what comes besides
+        if outer is None or not _on_mesh(
+            outer
+        ):  # under vmap all take part; nobody looks at what comes besides
             idle = [{*range(len(source))} - {pair[side] for pair in pairs} for side in (0, 1)]
             pairs = pairs + list(zip(*idle, strict=True))
         arrived = lax.ppermute(row(jnp.asarray(send)[here]), outer, pairs)

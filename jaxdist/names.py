@@ -110,11 +110,11 @@ def make_one(
 
 def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     """The name and the options of `name` or `name(option=literal, ...)`."""
-    options = []
+    options: list[ast.keyword] = []
     if isinstance(node, ast.Call):
         if node.args:
             raise ValueError("options have names")
-        node, options = node.func, node.keywords
+        options, node = node.keywords, node.func
     if not isinstance(node, ast.Name):
         raise ValueError("not a name")
     return node.id, {str(option.arg): ast.literal_eval(option.value) for option in options}

@@ -27,7 +27,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = (None, "o", "s", "^", "v", "D")
 
 _POINTS = 7.0  # of the font
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.size": _POINTS,
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -76,9 +76,11 @@ def figure(
         made = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(made)
         yield made
-        for ending in endings if path is not None else ():
+        if path is None:
+            return
+        for ending in endings:
             drawn = io.BytesIO()
-            dated = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
+            dated: dict[str, Any] = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
             made.savefig(drawn, format=ending, dpi=DPI, **dated)
             files.write_atomically(path.with_suffix(f".{ending}"), drawn.getvalue())
 
@@ -108,7 +110,7 @@ class Legend:
 
     def draw(self, figure: "Figure", handles: Sequence[Any]) -> None:
         """Draws it for these curves."""
-        where = {"loc": "outside lower center", "ncols": self._columns}
+        where: dict[str, Any] = {"loc": "outside lower center", "ncols": self._columns}
         figure.legend(handles, self._labels, title=self._title or None, handlelength=2.6, **where)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist.trees import wide
+from jaxdist.trees import check_alike, wide
 
 Tree = Any
 
@@ -47,7 +47,7 @@ def num_workers(tree: Tree) -> int:
     leaves = jax.tree.leaves_with_path(tree)
     if not leaves:
         raise ValueError("tree has no leaves; there must be some, each of shape [W, ...]")
-    lengths: dict[int | None, str] = {}
+    lengths: dict[Any, str] = {}
     for path, x in leaves:
         shape = jnp.shape(x)
         lengths.setdefault(shape[0] if shape else None, f"tree{jax.tree_util.keystr(path)}")
@@ -68,7 +68,7 @@ def stack(trees: Sequence[Tree]) -> Tree:
     if not trees:
         raise ValueError("trees is empty; there must be one for each worker")
     for i, tree in enumerate(trees):
-        _check_alike(tree, trees[0], f"trees[{i}]", "trees[0]")
+        check_alike(tree, trees[0], f"trees[{i}]", "trees[0]")
     return _stack(list(trees))
 
 
@@ -202,7 +202,7 @@ def resize(tree: Tree, num: int, new: Tree | None = None) -> Tree:
         raise ValueError(f"num is {num}; at least 1 worker is needed")
     num_workers(tree)
     if new is not None:
-        _check_alike(new, jax.eval_shape(lambda t: _worker(t, 0), tree), "new", "a worker's tree")
+        check_alike(new, jax.eval_shape(lambda t: _worker(t, 0), tree), "new", "a worker's tree")
     return _resize(tree, new, num=num)
 
 
@@ -255,22 +255,13 @@ def _is_number(x: jax.Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _check_alike(tree: Tree, like: Tree, name: str, other: str) -> None:
-    if (found := jax.tree.structure(tree)) != (wanted := jax.tree.structure(like)):
-        raise ValueError(f"{name} is {found}, {other} is {wanted}; they must have one structure")
-    pairs = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True)
-    for (path, x), y in pairs:
-        if jnp.shape(x) != jnp.shape(y):
-            where = f"{name}{jax.tree_util.keystr(path)}"
-            raise ValueError(f"{where} has shape {jnp.shape(x)}, that of {other} {jnp.shape(y)}")
-
-
 def _on_host_devices(out: Tree) -> bool:
     """Whether it is of several CPU devices; never under a transformation."""
+    on_cpu: Callable[[Any], bool] = lambda device: device.platform == "cpu"
     return any(
         isinstance(x, jax.Array)
         and not isinstance(x, jax.core.Tracer)
         and len(x.sharding.device_set) > 1
-        and next(iter(x.sharding.device_set)).platform == "cpu"
+        and all(map(on_cpu, x.sharding.device_set))
         for x in jax.tree.leaves(out)
     )

@@ -244,5 +244,5 @@ def compiled(hlo: str) -> list[Collective]:
 
 
 def _bytes(dtype: str, shape: str) -> int:
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
     return math.prod(int(n) for n in shape.split(",") if n) * bits // 8

@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 
 Tree = Any
+Count = Any
+"""An int32 `jax.Array`: tuples have a method `count`, so a field of this name has no type."""
 LARGEST = 2**31 - 1
 
 
@@ -74,6 +76,17 @@ def apart(make: Callable[[Tree], Tree], params: Tree) -> Tree:
     return make(params) if jax.tree.leaves(params) else jnp.zeros(0)
 
 
+def check_alike(tree: Tree, like: Tree, name: str, other: str) -> None:
+    """Raises a ValueError unless `tree` has the structure and the shapes of `like`."""
+    if (found := jax.tree.structure(tree)) != (wanted := jax.tree.structure(like)):
+        raise ValueError(f"{name} is {found}, {other} is {wanted}; they must have one structure")
+    pairs = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True)
+    for (path, x), y in pairs:
+        if jnp.shape(x) != jnp.shape(y):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{where} has shape {jnp.shape(x)}, that of {other} {jnp.shape(y)}")
+
+
 def choose(condition: jax.Array, x: Tree, y: Tree) -> Tree:
     """Returns x where the condition, a scalar, holds, else y."""
     return jax.tree.map(lambda a, b: select(condition, a, b), x, y)
@@ -99,7 +112,7 @@ def vary(tree: Tree, like: Tree) -> Tree:
 
 def _buckets(leaves: Sequence[jax.Array], at_once: bool) -> list[list[int]]:
     """Which leaves go together: those of a type, of at most `LARGEST` elements in all."""
-    found = []
+    found: list[list[int]] = []
     for dtype in sorted({x.dtype for x in leaves}, key=str):
         held = LARGEST + 1
         for i in [i for i, x in enumerate(leaves) if x.dtype == dtype]:

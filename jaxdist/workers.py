@@ -119,7 +119,7 @@ class Workers:
         inside = self.mesh.size // self.mesh.shape["worker"]
 
         def one(x):
-            spec = ["worker", *[None] * (len(x.shape) - 1)]
+            spec: list[Any] = ["worker", *[None] * (len(x.shape) - 1)]
             fits = [i for i, n in enumerate(x.shape) if i and n and n % inside == 0]
             if inner and fits:
                 spec[fits[0]] = inner

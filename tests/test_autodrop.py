@@ -2,6 +2,7 @@
 
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +119,7 @@ def test_a_hundred_thousand_epochs_stay_bounded():
     x, state = jax.jit(lambda c: jax.lax.fori_loop(0, 100_000, step, c))((x, tx.init(x)))
     assert abs(float(x[0])) < 1
     assert float(state[1].scale) == pytest.approx(2e-3)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    chex.assert_tree_all_finite(state)
 
 
 # --- an independent loop ---------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def oracle(factory, **options):
 def test_without_noise_it_is_the_plain_gradient():
     plain, _ = advanced(linear())
     still, _ = advanced(linear(oracle(lpf_value_and_grad, gamma=0.0)))
-    jax.tree.map(np.testing.assert_array_equal, still, plain)
+    chex.assert_trees_all_equal(still, plain)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_from_the_command_line():
     np.testing.assert_allclose(noisy.task.criterion(logits, batch), wanted, rtol=1e-5)
     assert noisy.task.loss(params, model_state, batch, key)[0] > wanted
     state, _ = advanced(dataclasses.replace(noisy, steps=2))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    chex.assert_tree_all_finite(state.params)
 
 
 @pytest.mark.parametrize(

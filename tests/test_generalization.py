@@ -3,6 +3,7 @@
 import json
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +136,7 @@ def test_a_step_is_that_of_sgd_with_momentum_and_weight_decay():
         ours, velocity = generalization.sgd(model, ours, velocity, x, y, rows, rates)
         updates, state = tx.update(grad(theirs, x[rows], y[rows]), state, theirs)
         theirs = optax.apply_updates(theirs, updates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-7, atol=1e-6)
 
 
 def test_the_data_are_a_fixed_subset_in_half_size():

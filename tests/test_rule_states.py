@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,10 +52,10 @@ def test_a_fresh_state_and_its_parameters_can_be_donated(name, way):
             assert other is path, f"{jax.tree_util.keystr(path)} is {jax.tree_util.keystr(other)}"
     want = jax.tree.map(np.asarray, x)
     jax.block_until_ready(give_back_the_state(x, state))
-    jax.tree.map(np.testing.assert_array_equal, x, want)  # which were not given away
+    chex.assert_trees_all_equal(x, want)  # which were not given away
     x, state = built(way, name)
     x, state = give_back(x, state)
-    jax.tree.map(np.testing.assert_array_equal, x, want)
+    chex.assert_trees_all_equal(x, want)
 
 
 SIZES = {"a": (7,), "b": {"kernel": (3, 5), "scale": (2, 2)}}  # of nothing else
@@ -114,8 +115,7 @@ def test_optax_maps_what_is_like_the_parameters_and_nothing_else(name):
 def test_states_survive_copies_pickles_and_flattening(name):
     state = jax.tree.map(lambda x: x[0], begin()[name])
     for other in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
-        assert jax.tree.structure(other) == jax.tree.structure(state)
-        jax.tree.map(np.testing.assert_array_equal, other, state)
+        chex.assert_trees_all_equal(other, state)
     assert rules.is_rule(state)
     paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(state)]
     assert len(set(map(jax.tree_util.keystr, paths))) == len(paths)

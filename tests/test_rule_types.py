@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,8 +107,7 @@ def test_bfloat16_updates_on_float32_parameters_change_nothing_of_a_sync(name):
     got, moved = after_a_sync(jnp.float32, jnp.bfloat16)[name]
     want, _ = after_a_sync(jnp.float32, jnp.float32)[name]
     assert {m.dtype for m in jax.tree.leaves(moved)} == {jnp.dtype(jnp.float32)}
-    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(g, w, rtol=0, atol=1e-6)
+    chex.assert_trees_all_close(got, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,15 @@ def run_of(task, dataset, num=4, devices=4, **options):
         workers=workers,
         task=task,
         dataset=dataset,
-        tx=rules.compose(optax.sgd(0.1), "easgd", workers.axis, period=2, alpha=0.1),
         rule="easgd",
         shards=shards.iid(dataset.train, num, 0),
         steps=4,
-        **{"batch_size": 6, "way": EveryStep()} | options,
+        **{
+            "batch_size": 6,
+            "way": EveryStep(),
+            "tx": rules.compose(optax.sgd(0.1), "easgd", workers.axis, period=2, alpha=0.1),
+        }
+        | options,
     )
 
 
@@ -114,7 +118,7 @@ def test_regression_of_one_output_takes_flat_targets(error):
     measured = task.measure(params, state, batch)
     np.testing.assert_allclose(measured["loss"], of[error], rtol=1e-4, atol=1e-6)
     assert task.criterion(task.predict(params, state, batch), batch) == pytest.approx(loss)
-    with pytest.raises(ValueError, match=r"targets are \[44\]: allowed are those of \[45, 1\]"):
+    with pytest.raises(ValueError, match=r"y \[44\], the outputs \[45, 1\]"):
         task.loss(params, state, (batch[0], batch[1][1:]), None)
 
 

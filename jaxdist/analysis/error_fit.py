@@ -160,13 +160,15 @@ def fit_dim_delta(
             raise ValueError("deltas is empty; it must hold at least one value to try")
         for delta in deltas.tolist():
             check_above("deltas", delta)
-    best, residuals = None, {}
+    best: Fit | None = None
+    residuals: dict[int, float] = {}
     for density in densities:
         distances = log_distances(density.log_density, density.samples, n, density.dim, kind)
         residual, delta = _best_delta(distances, errors, deltas)
         residuals[density.dim] = min(residual, residuals.get(density.dim, np.inf))
         if best is None or residual < best.residual:
             best = Fit(density.dim, delta, residual, mean_error(distances, delta), residuals)
+    assert best is not None  # of some density
     return best
 
 

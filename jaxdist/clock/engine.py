@@ -82,7 +82,8 @@ def run(seconds: np.ndarray, syncs: list[list[Exchange]], delay: int) -> Timelin
     steps, num = seconds.shape
     now, free = np.zeros(num), np.zeros(num)  # free: when a worker is through with all launched
     compute, finish = np.empty((steps, num, 2)), np.empty((steps, num))
-    events, flying = [], collections.deque()
+    events: list[_Event] = []
+    flying: collections.deque[_Event] = collections.deque()
     for n in range(steps):
         compute[n] = np.stack([now, now + seconds[n]], -1)
         now = compute[n, :, 1]

@@ -95,7 +95,10 @@ class TopK(Compressor):
         )
 
     def _kept(self, x: Any) -> int:
-        return self.k or base.part(self.fraction, math.prod(x.shape))
+        if self.k is not None:
+            return self.k
+        assert self.fraction is not None
+        return base.part(self.fraction, math.prod(x.shape))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ def places(config: Config) -> list[list[jax.Device]]:
         return [[device for devices in by_process.values() for device in devices]]
     if odd := [process for process, devices in by_process.items() if len(devices) % 2]:
         raise ValueError(
-            f"overlap='devices': process {odd[0]} has {len(by_process[odd[0]])} devices; it must be "
-            f"an even number, half of them for the workers"
+            f"overlap='devices': process {odd[0]} has {len(by_process[odd[0]])} devices; it must "
+            f"be an even number, half of them for the workers"
         )
     cut = lambda devices: (devices[: len(devices) // 2], devices[len(devices) // 2 :])
     halves = zip(*map(cut, by_process.values()), strict=True)

@@ -17,12 +17,20 @@ def normalize(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     Returns:
         float32 of x's shape.
 
+    Raises:
+        ValueError: if there is not one number for each channel.
+
     Example:
         >>> normalize(jnp.full((1, 2, 2, 1), 255, jnp.uint8), mean=(0.5,), std=(0.25,)).max().item()
         2.0
     """
     if not mean:
         return x
+    if not len(mean) == len(std) == x.shape[-1]:
+        raise ValueError(
+            f"mean has {len(mean)} numbers and std {len(std)} for x {list(x.shape)}; they must "
+            f"have one for each of the {x.shape[-1]} channels"
+        )
     shape = (1,) * (x.ndim - 1) + (len(mean),)
     mean, std = (jnp.asarray(value, jnp.float32).reshape(shape) for value in (mean, std))
     return (x.astype(jnp.float32) / 255 - mean) / std
@@ -47,7 +55,7 @@ def make_augment(
         `augment(x, key) -> x` for x `[B, H, W, C]` of any type, which is kept.
 
     Raises:
-        ValueError: if crop or cutout is negative.
+        ValueError: if crop or cutout is negative; by `augment`, if x is no batch of images.
 
     Example:
         >>> augment = make_augment(crop=4, flip=True)
@@ -63,6 +71,8 @@ def make_augment(
             raise ValueError(f"{name}={value}: allowed are integers from 0")
 
     def augment(x: jax.Array, key: jax.Array) -> jax.Array:
+        if x.ndim != 4:
+            raise ValueError(f"x is {list(x.shape)}; it must be a batch of images [B, H, W, C]")
         crop_key, flip_key, cutout_key = jax.random.split(key, 3)
         if crop:
             x = _crop(x, crop_key, crop)

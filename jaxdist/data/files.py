@@ -27,8 +27,8 @@ def idx(*, path: str) -> Dataset:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(f"path={path!r} is not a folder: allowed is a folder of IDX files")
-    pairs = [[_read_idx(folder, f"{part}-{kind}") for kind in _RANK] for part in ("train", "t10k")]
-    return _dataset(path, *pairs)
+    read = lambda part: tuple(_read_idx(folder, f"{part}-{kind}") for kind in _RANK)
+    return _dataset(path, read("train"), read("t10k"))
 
 
 def npz(*, path: str) -> Dataset:

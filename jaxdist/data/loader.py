@@ -1,5 +1,6 @@
 """The loader: a step's batch of every worker, as global arrays on the mesh."""
 
+import functools
 from typing import Any
 
 import jax
@@ -75,8 +76,6 @@ class Loader:
             return block.reshape(*map(len, rows), *block.shape[1:])
 
         return self._tree.unflatten(
-            jax.make_array_from_callback(
-                shape, self.sharding, lambda i, which=which: part(which, i)
-            )
+            jax.make_array_from_callback(shape, self.sharding, functools.partial(part, which))
             for which, shape in enumerate(self._shapes)
         )

@@ -117,6 +117,9 @@ class TokenSource:
         sequences: uint8 tokens, `[N, T + 1]`; kept as they are, a view of a larger array is fine.
         labels: the class of each sequence, `[N]`, where there is one.
 
+    Raises:
+        ValueError: if the sequences are no such array, or there is not one label for each.
+
     Example:
         >>> x, y = TokenSource(np.arange(6, dtype=np.uint8).reshape(2, 3))[np.array([1])]
         >>> x.tolist(), y.tolist()
@@ -124,6 +127,14 @@ class TokenSource:
     """
 
     def __init__(self, sequences: np.ndarray, labels: np.ndarray | None = None):
+        if sequences.ndim != 2 or sequences.shape[1] < 2:
+            raise ValueError(
+                f"sequences are {list(sequences.shape)}: allowed is [N, T + 1], T >= 1"
+            )
+        if labels is not None and labels.shape != (num := sequences.shape[:1]):
+            raise ValueError(
+                f"labels are {list(labels.shape)}: allowed is one a sequence, {list(num)}"
+            )
         self.sequences = sequences
         self._labels = labels
 

@@ -11,7 +11,7 @@ from jaxdist.collectives import Axis
 from jaxdist.flatness import base, noise
 from jaxdist.rules import leaves
 from jaxdist.rules.base import PARTS, check_axis, check_between, check_choice, parts
-from jaxdist.trees import vary, wide
+from jaxdist.trees import Count, vary, wide
 
 
 class EntropySGDState(NamedTuple):
@@ -22,7 +22,7 @@ class EntropySGDState(NamedTuple):
         inner: of the optimizer.
     """
 
-    count: jax.Array
+    count: Count
     inner: optax.OptState
 
 

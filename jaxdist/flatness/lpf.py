@@ -19,6 +19,7 @@ from jaxdist.rules.base import (
     may_be_positive,
     parts,
 )
+from jaxdist.trees import Count
 
 
 def lpf_value_and_grad(
@@ -118,7 +119,7 @@ class LPFState(NamedTuple):
         inner: of the optimizer.
     """
 
-    count: jax.Array
+    count: Count
     inner: optax.OptState
 
 

@@ -139,7 +139,9 @@ def sam(
     descent = optax.stateless(lambda grads, _: _along(grads, _norm(grads), -rho))
 
     def around(**extra):
-        bound = lambda updates, state, params: optimizer.update(updates, state, params, **extra)
+        def bound(updates, state, params=None):
+            return optimizer.update(updates, state, params, **extra)
+
         inner = optax.GradientTransformation(optimizer.init, bound)
         return optax.contrib.sam(inner, descent, opaque_mode=True)
 

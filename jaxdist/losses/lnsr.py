@@ -61,15 +61,19 @@ def lnsr(
     reading of its name.
     """
     check_least("sigma", sigma)
-    named = isinstance(coef, Mapping)
-    for name, weight in coef.items() if named else [("coef", coef)]:
-        check_least(f"coef[{name!r}]" if named else name, weight)
+    if isinstance(coef, Mapping):
+        weights, of_all = dict(coef), None
+    else:
+        weights, of_all = {}, coef
+        check_least("coef", coef)
+    for name, weight in weights.items():
+        check_least(f"coef[{name!r}]", weight)
     draw = lookup(_NOISES, noise, "noise:")
 
     def regularizer(maps, h, key):
         if not maps:
             raise ValueError("maps is empty; it must hold at least one layer above h")
-        for name in coef if named else ():
+        for name in weights:
             lookup(maps, name, "layer of coef:")
         wide = jnp.promote_types(h.dtype, jnp.float32)
         clean, noisy = h, (h + sigma * draw(h.astype(wide), key)).astype(h.dtype)
@@ -77,7 +81,8 @@ def lnsr(
         for name, layer in maps.items():
             clean, noisy = layer(clean), layer(noisy)
             change = noisy.astype(wide) - clean.astype(wide)
-            total += (coef.get(name, 0) if named else coef) * jnp.square(change).sum() / len(h)
+            weight = weights.get(name, 0) if of_all is None else of_all
+            total += weight * jnp.square(change).sum() / len(h)
         return total
 
     return regularizer

@@ -23,11 +23,15 @@ Kind = Literal["label_smoothing", "confidence_penalty", "squared_logits"]
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The mean softmax cross-entropy in nats of logits `[..., K]` and integer labels `[...]`.
 
+    Raises:
+        ValueError: if the shapes do not fit or the labels are no integers.
+
     Example:
         >>> round(float(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 4]))), 4)
         2.3026
     """
     logits, labels = map(_array, (logits, labels))
+    check_labels(logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -101,7 +105,8 @@ def output_regularized_cross_entropy(
     """
     _check(coef, kind)
     logits, labels = map(_array, (logits, labels))
-    _check_labels(logits, labels)
+    check_labels(logits, labels)
+    _check_range(logits, labels)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     log_p = jax.nn.log_softmax(logits)
     num = logits.shape[-1]
@@ -168,14 +173,18 @@ def _check(coef, kind) -> None:
     lookup(_PENALTIES, kind, "kind of output regularisation:")
 
 
-def _check_labels(logits, labels) -> None:
-    if logits.ndim == 0 or logits.shape[-1] < 2 or labels.shape != logits.shape[:-1]:
+def check_labels(logits: jax.Array, labels: jax.Array, classes: int = 2) -> None:
+    """Raises a ValueError unless there is one integer label for the logits of each `classes`."""
+    if logits.ndim == 0 or logits.shape[-1] < classes or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"logits are {list(logits.shape)} and labels {list(labels.shape)}; they must be "
-            "[..., K] with K >= 2 and [...]"
+            f"[..., K] with K >= {classes} and [...]"
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels are {labels.dtype}; they must be integers")
+
+
+def _check_range(logits, labels) -> None:
     if isinstance(labels, jax.core.Tracer) or not labels.size:
         return
     found = np.asarray(labels)

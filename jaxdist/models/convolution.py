@@ -6,6 +6,7 @@ take many times longer. Here the transposes are written out instead: in a primit
 because a function with `jax.custom_vjp` has no forward-mode derivative.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -43,7 +44,7 @@ def convolve(
     if isinstance(padding, str):
         window = _spread(kernel.shape[:-2], dilations[1])
         padding = lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
-    return _convolve(x, kernel, strides, padding, *dilations, precision)
+    return _convolve(x, kernel, strides, padding, dilations[0], dilations[1], precision)
 
 
 def _convolve(x, kernel, strides, padding, lhs_dilation, rhs_dilation, precision):
@@ -106,7 +107,8 @@ def _batch(args, dims, **options):
         kernel = jnp.moveaxis(kernel, of_kernel, -2)
         y = _primitive.bind(x, kernel.reshape(*kernel.shape[:-2], -1), **options)
         return y.reshape(*y.shape[:-1], *kernel.shape[-2:]), y.ndim - 1
-    return jax.vmap(partial(_plain, **options), dims)(x, kernel), 0
+    one: Callable = partial(_plain, **options)
+    return jax.vmap(one, dims)(x, kernel), 0
 
 
 def _abstract(x, kernel, **options):

@@ -104,7 +104,7 @@ def _draw(params, key):
     variables = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     drawn = [v for v in variables if "deviation" in v.get_metadata()]
     ends = np.cumsum([0, *(v.size for v in drawn)])
-    pieces = jnp.split(jax.random.normal(key, ends[-1:], jnp.float32), ends[1:-1])
+    pieces = jnp.split(jax.random.normal(key, (int(ends[-1]),), jnp.float32), ends[1:-1])
     for variable, piece in zip(drawn, pieces, strict=False):
         variable.set_value(variable.deviation * piece.reshape(variable.shape))
 

@@ -60,7 +60,7 @@ class ISqrtCov(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images [B, H, W, C] to [B, features_out]."""
-        if self.reduce is not None:
+        if self.reduce is not None and self.batch_norm is not None:
             x = jax.nn.relu(self.batch_norm(self.reduce(x)))
         x = x.reshape(len(x), -1, x.shape[-1])
         root = isqrt_cov(x, iterations=self.iterations, norm=self.norm)

@@ -58,7 +58,7 @@ class Residual(nnx.Module):
                 ]
             )
         if stride == 1 and features_in == features_out:
-            self.shortcut = None
+            self.shortcut: nnx.Module | None = None
         elif shortcut == "A":
             self.shortcut = PaddedShortcut(features_in, features_out, stride)
         else:

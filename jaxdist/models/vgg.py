@@ -16,7 +16,7 @@ class VGG16(nnx.Module):
         height, columns, features = input_shape
         stages = []
         for factor, convolutions in STAGES:
-            stage = []
+            stage: list[nnx.Module] = []
             for _ in range(convolutions):
                 stage.append(layers.conv(features, factor * width, 3, rngs))
                 stage.append(layers.batch_norm(factor * width, rngs))

@@ -29,7 +29,7 @@ class AutoDropState(NamedTuple):
         metrics: learning_rate_scale and turning_angle, for the log.
     """
 
-    count: jax.Array
+    count: base.Count
     scale: jax.Array
     threshold: jax.Array
     snapshots: jax.Array
@@ -40,7 +40,10 @@ class AutoDropState(NamedTuple):
     average: Any
     metrics: dict[str, jax.Array]
 
-    last = False
+    @property
+    def last(self) -> bool:
+        """Whether it must be the last of its chain."""
+        return False
 
 
 def autodrop(

@@ -23,7 +23,7 @@ class LspfbState(NamedTuple):
         diagonal: D, `[d]`.
     """
 
-    count: jax.Array
+    count: base.Count
     factor: jax.Array
     diagonal: jax.Array
 
@@ -98,9 +98,8 @@ def lspfb(
         beta = share_of_new(averaging, state.count, batch, size).astype(state.diagonal.dtype)
         blocks = jnp.sqrt(beta / batch) * _blocks(model, block)
         old = jnp.sqrt(1 - beta) * state.factor, (1 - beta) * state.diagonal
-        (R, D), _ = lax.scan(
-            lambda old, rows: (absorb(*old, rows), None), vary(old, blocks), blocks
-        )
+        take_in = lambda old, rows: (absorb(old[0], old[1], rows), None)
+        R, D = lax.scan(take_in, vary(old, blocks), blocks)[0]
         solve = lambda g: _solve(R, D + damping, g)
         scaled = on_flat(solve, wide(updates), at_once=True)
         scaled = jax.tree.map(lambda s, u: s.astype(u.dtype), scaled, updates)

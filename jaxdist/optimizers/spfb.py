@@ -16,7 +16,7 @@ from jaxdist.trees import Tree, on_flat, vary, wide
 class SpfbState(NamedTuple):
     """State of `spfb`: steps taken, and the averaged curvature without damping, `[d, d]`."""
 
-    count: jax.Array
+    count: base.Count
     curvature: jax.Array
 
 

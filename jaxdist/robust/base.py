@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdist import collectives
+from jaxdist.checks import check_scalar
 from jaxdist.collectives import Axis
 from jaxdist.trees import on_flat
 
@@ -65,7 +66,7 @@ def aggregate(
 
     Raises:
         ValueError: if there are too few workers, or more than 2^31 - 1 numbers for an aggregate
-            that does not work by coordinate.
+            that does not work by coordinate, or `good` is no scalar.
 
     Example:
         >>> import jaxdist.robust
@@ -75,6 +76,7 @@ def aggregate(
     """
     num = collectives.size(axis)
     chosen.check(num)
+    check_scalar("good", good)
     everyone = collectives.gather_scalars(jnp.asarray(good, jnp.float32), axis)
     types = {jnp.promote_types(x.dtype, jnp.float32) for x in jax.tree.leaves(tree)}
     widest = jnp.result_type(*types)

@@ -32,7 +32,7 @@ class AlDsgdState(NamedTuple):
             at the last mixing with leaders (-1: none yet), and spectral_gap.
     """
 
-    count: jax.Array
+    count: base.Count
     metrics: dict[str, Any]
 
 

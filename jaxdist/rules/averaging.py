@@ -23,7 +23,7 @@ class AveragingState(NamedTuple):
         memory: of the compressed exchange, () without compression.
     """
 
-    count: jax.Array
+    count: base.Count
     metrics: dict[str, Any]
     memory: Any
 
@@ -31,11 +31,14 @@ class AveragingState(NamedTuple):
 class GradientState(NamedTuple):
     """State of `average_gradients`, with the fields of `AveragingState`."""
 
-    count: jax.Array
+    count: base.Count
     metrics: dict[str, Any]
     memory: Any
 
-    last = False
+    @property
+    def last(self) -> bool:
+        """Whether it must be the last of its chain."""
+        return False
 
 
 def average_gradients(

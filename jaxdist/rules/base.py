@@ -17,9 +17,11 @@ import optax
 from jax import lax
 
 from jaxdist import collectives
+from jaxdist.checks import check_scalar
 from jaxdist.collectives import Axis
 from jaxdist.rules import leaves
 from jaxdist.traffic import Due
+from jaxdist.trees import Count as Count
 from jaxdist.trees import wide
 
 Params = optax.Params
@@ -28,11 +30,16 @@ Params = optax.Params
 class State(Protocol):
     """The state of a rule: a NamedTuple with at least these fields.
 
-    A class attribute `last = False` says that the rule need not be the last of its chain.
+    A property `last` that is False says that the rule need not be the last of its chain.
     """
 
-    count: jax.Array  # steps taken, used where no `step` is given
-    metrics: dict[str, Any]  # what the rule tells of its last sync
+    @property
+    def count(self) -> Count:
+        """Steps taken, used where no `step` is given."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the rule tells of its last sync."""
 
 
 class Extra(NamedTuple):
@@ -55,7 +62,10 @@ class Extra(NamedTuple):
             raise ValueError(
                 f"{rule} needs {name}=...: tx.update(grads, state, params, {name}=...)"
             )
-        return found if name == "value" else leaves.floats(self.params, found, name)
+        if name == "value":
+            check_scalar("value", found)
+            return found
+        return leaves.floats(self.params, found, name)
 
 
 Act = Callable[[Params, Any, Extra], tuple[Params, Any]]
@@ -136,7 +146,7 @@ def rule(
     def update(
         updates,
         state,
-        params=None,
+        params: Any = None,
         *,
         step=None,
         value=None,
@@ -149,7 +159,9 @@ def rule(
             raise ValueError("params is None; a rule needs tx.update(updates, state, params)")
         does = parts(only)
         given, before, step = updates, state, state.count if step is None else step
-        seen = lambda tree, name: tree if tree is None else leaves.floats(params, tree, name)
+        seen: Callable[..., Any] = lambda tree, name: (
+            tree if tree is None else leaves.floats(params, tree, name)
+        )
         updates, params = seen(updates, "updates"), seen(params, "params")
         _check_order(updates, grad)
         updates = jax.tree.map(lambda u, p: _local(u, p, does.local), updates, params)
@@ -179,7 +191,7 @@ def rule(
     return optax.GradientTransformationExtraArgs(starting(init), update)
 
 
-def starting(init: Callable[[Params], State]) -> Callable[[Params], State]:
+def starting(init: Callable[[Params], State]) -> optax.TransformInitFn:
     """The `init` of a transformation: of the real leaves, with arrays of its own.
 
     Of descriptions (`jax.ShapeDtypeStruct`) it gives descriptions.
@@ -272,7 +284,7 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value}; it must be a finite number above 0")
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises a ValueError if `value` is none of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

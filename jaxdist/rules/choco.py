@@ -33,7 +33,7 @@ class ChocoState(NamedTuple):
         metrics: spectral_gap, that of the last mixing.
     """
 
-    count: jax.Array
+    count: base.Count
     known: optax.Params
     mixed: optax.Params
     memory: Any

@@ -27,7 +27,7 @@ class DecoupledState(NamedTuple):
             number of workers that were merged, 0 if the quorum was not met.
     """
 
-    count: jax.Array
+    count: base.Count
     steps: jax.Array
     anchor: optax.Params
     outer: optax.OptState
@@ -158,9 +158,9 @@ def _who(arrived):
     return table
 
 
-def _worth(tokens):
+def _worth(tokens: Any) -> np.ndarray:
     """The weight of each worker's local step, at most 1."""
-    if not np.iterable(tokens) or not len(tokens):
+    if np.ndim(tokens) != 1 or not np.size(tokens):
         raise ValueError(f"tokens is {tokens}; it must be a number for each worker, or None")
     for worker, number in enumerate(tokens):
         check_above(f"tokens[{worker}]", number)

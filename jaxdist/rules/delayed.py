@@ -32,7 +32,7 @@ class DelayedState(NamedTuple):
         memory: of the compressed exchange, () without compression.
     """
 
-    count: jax.Array
+    count: base.Count
     snapshot: optax.Params
     mean: optax.Params
     metrics: dict[str, Any]
@@ -178,7 +178,7 @@ def _delayed(axis, period, delay, max_delay, mix, compress):
         metrics = {"applied_distance": jnp.float32(0)}
         return DelayedState(base.counter(), params, params, metrics, means.init(params))
 
-    def launch(x, state, extra):
+    def launch(x, state, extra) -> tuple[base.Params, Any]:
         mean, _, memory = means.mean(x, state.memory, extra.step, base.healthy(x))
         return x, state._replace(snapshot=x, mean=mean, memory=memory)
 

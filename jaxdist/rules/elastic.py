@@ -24,7 +24,7 @@ class EasgdState(NamedTuple):
         memory: of the compressed exchange, () without compression.
     """
 
-    count: jax.Array
+    count: base.Count
     center: optax.Params
     metrics: dict[str, Any]
     memory: Any
@@ -38,7 +38,7 @@ class EamsgdState(NamedTuple):
         moved: 1 if this worker has made a step since the last sync, else 0.
     """
 
-    count: jax.Array
+    count: base.Count
     center: optax.Params
     velocity: optax.Params
     moved: jax.Array

@@ -123,7 +123,7 @@ def _units(paths, leaves, axes) -> list[_Unit]:
     return units
 
 
-def _natural(path: str) -> list[tuple[bool, Any]]:
+def _natural(path: str) -> list[list[tuple[bool, Any]]]:
     """A sort key by which "layer2" comes before "layer10"."""
     split = lambda name: [
         (p.isdecimal(), int(p) if p.isdecimal() else p) for p in _NUMBER.split(name)
@@ -152,7 +152,8 @@ def _balanced(sizes: list[int], number: int) -> list[int]:
 
 def _fill(sizes: list[int], most: int, number: int) -> list[int]:
     """Parts of at most `most`, filled one after the other; the last ones get one size at least."""
-    parts, begin, used = [], 0, 0
+    parts: list[int] = []
+    begin = used = 0
     for i, size in enumerate(sizes):
         part = parts[-1] if parts else 0
         scarce = len(sizes) - i < number - part  # each part that is still empty takes one
@@ -183,13 +184,14 @@ def _labelled(params, paths, number, labels) -> list[int]:
 
 
 def _slices(units: list[_Unit], num: int) -> list[slice | None]:
-    slices = [None] * num
+    slices: list[slice | None] = [None] * num
     for unit in units:
         for i, layer in unit.leaves:
             if layer is None:
                 slices[i] = _WHOLE
             else:
-                first = layer if slices[i] is None else slices[i].start
+                before = slices[i]
+                first = layer if before is None else before.start
                 slices[i] = slice(first, layer + 1)
     return slices
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import optax
 
 from jaxdist import exchange
@@ -25,7 +24,7 @@ class GlobalState(NamedTuple):
         memory: of the compressed average, () without compression.
     """
 
-    count: jax.Array
+    count: base.Count
     metrics: dict[str, Any]
     memory: Any
 

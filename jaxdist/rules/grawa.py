@@ -31,7 +31,7 @@ class GrawaState(NamedTuple):
         memory: of the compressed exchange, () without compression.
     """
 
-    count: jax.Array
+    count: base.Count
     norm: Any
     norm_count: jax.Array
     center: Any

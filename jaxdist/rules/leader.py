@@ -28,7 +28,7 @@ class LsgdState(NamedTuple):
         local_memory: of the compressed group leader.
     """
 
-    count: jax.Array
+    count: base.Count
     losses: jax.Array
     leader: Any
     local_leader: Any

@@ -24,7 +24,7 @@ def floats(params: Tree, tree: Tree, name: str) -> Tree:
         name: what `tree` is called, for the error.
 
     Raises:
-        ValueError: if the structures differ, or a leaf of the parameters is complex.
+        ValueError: if the structures or shapes differ, or a leaf of the parameters is complex.
     """
 
     def one(path, p, x):
@@ -34,6 +34,11 @@ def floats(params: Tree, tree: Tree, name: str) -> Tree:
             raise ValueError(
                 f"the leaf {path_name(path)!r} has the type {p.dtype}; rules take real numbers: "
                 f"keep real and imaginary parts in leaves of their own"
+            )
+        if jnp.shape(x) != jnp.shape(p):
+            raise ValueError(
+                f"{name} has the shape {list(jnp.shape(x))} at the leaf {path_name(path)!r}; it "
+                f"must be that of the parameters, {list(jnp.shape(p))}"
             )
         return x if is_real(p) else optax.MaskedNode()
 
@@ -45,7 +50,9 @@ def floats(params: Tree, tree: Tree, name: str) -> Tree:
     for (_, p), x in zip(leaves[0], rows, strict=True):
         if not _hidden(p) and not jax.tree_util.all_leaves([x]):
             raise _other_structure(name, f"a {type(x).__name__} for an array")
-    return leaves[1].unflatten([one(*leaf, x) for leaf, x in zip(leaves[0], rows, strict=True)])
+    return leaves[1].unflatten(
+        [one(path, p, x) for (path, p), x in zip(leaves[0], rows, strict=True)]
+    )
 
 
 def with_floats(tree: Tree, new: Tree) -> Tree:

@@ -1,7 +1,8 @@
 """What the rules on graphs share: whose turn it is, and the fold over what neighbours send."""
 
+import abc
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class MixingState(NamedTuple):
         metrics: spectral_gap in force at the last mixing (0: none yet), see `gap`.
     """
 
-    count: jax.Array
+    count: base.Count
     metrics: dict[str, Any]
 
 
@@ -34,6 +35,20 @@ def init(params: Tree) -> MixingState:
     """The state at the start."""
     del params
     return MixingState(base.counter(), {"spectral_gap": jnp.float32(0)})
+
+
+class Rounds(Protocol):
+    """The rounds of a topology, and the weight of what each worker receives in them: `[R, W]`."""
+
+    @property
+    @abc.abstractmethod
+    def rounds(self) -> tuple[np.ndarray, ...]:
+        """Whom each worker receives from, -1 for nobody: `[W]` each."""
+
+    @property
+    @abc.abstractmethod
+    def round_weights(self) -> np.ndarray:
+        """`[R, W]`."""
 
 
 def note(state: Any, spectral_gap: float, **told: jax.Array) -> Any:
@@ -53,7 +68,7 @@ def gap(graphs: Sequence[Topology]) -> float:
 def gap_of_draws(graphs: Sequence[Topology]) -> float:
     """1 - ||E[W^T W] - J||_2^(1/2), where each mixing draws one of the graphs."""
     squares = np.mean([graph.matrix.T @ graph.matrix for graph in graphs], axis=0)
-    return 1 - np.linalg.norm(squares - 1 / len(squares), 2) ** 0.5
+    return float(1 - np.linalg.norm(squares - 1 / len(squares), 2) ** 0.5)
 
 
 def undirected(
@@ -122,7 +137,7 @@ def draw(period: int, seed: int, number: int, length: int) -> Due | None:
 
 
 def activity(
-    probabilities: Sequence[float], period: int, seed: int
+    probabilities: Sequence[float] | np.ndarray, period: int, seed: int
 ) -> list[tuple[Due | None, Callable]]:
     """For each matching when it is active: independently at each mixing, from (seed, s, matching).
 
@@ -149,7 +164,7 @@ def fold(
     visit: Visit,
     carry: Tree,
     message: Tree,
-    graph: Topology,
+    graph: Rounds,
     axis: Axis,
     step: jax.Array,
     active: Sequence[Due | None] | None = None,
@@ -184,7 +199,7 @@ def fold(
 
 def mix(
     x: Tree,
-    graph: Topology,
+    graph: Rounds,
     axis: Axis,
     wire: exchange.Wire,
     step: jax.Array,

@@ -24,7 +24,7 @@ class NolocoState(NamedTuple):
         metrics: partner, the index of the last one (-1: none yet).
     """
 
-    count: jax.Array
+    count: base.Count
     slow: optax.Params
     momentum: optax.Params
     metrics: dict[str, Any]

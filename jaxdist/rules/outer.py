@@ -26,7 +26,7 @@ class OuterState(NamedTuple):
         memory: of the compressed exchange, () without compression.
     """
 
-    count: jax.Array
+    count: base.Count
     anchor: optax.Params
     outer: optax.OptState
     metrics: dict[str, Any]

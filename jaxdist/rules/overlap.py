@@ -24,7 +24,7 @@ class OverlapState(NamedTuple):
         memory: of the compressed exchange, () without compression.
     """
 
-    count: jax.Array
+    count: base.Count
     anchor: optax.Params
     momentum: optax.Params
     metrics: dict[str, Any]

@@ -22,7 +22,7 @@ class DppfState(NamedTuple):
         memory: of the compressed exchange, () without compression.
     """
 
-    count: jax.Array
+    count: base.Count
     metrics: dict[str, Any]
     memory: Any
 

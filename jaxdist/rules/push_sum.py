@@ -28,7 +28,7 @@ class PushSumState(NamedTuple):
             T graphs (0: no mixing yet).
     """
 
-    count: jax.Array
+    count: base.Count
     weight: jax.Array
     metrics: dict[str, Any]
 
@@ -139,7 +139,7 @@ def _kept(graph, axis, healthy):
         receiver, given = np.full(len(source), -1), np.zeros(len(source), np.float32)
         met = np.flatnonzero(source >= 0)
         receiver[source[met]], given[source[met]] = met, weights[met]
-        well = collectives.permute(healthy.astype(jnp.float32), axis, receiver)
+        well = collectives.permute(healthy.astype(jnp.float32), axis, receiver.tolist())
         kept += jnp.where(well == 0, jnp.asarray(given)[me], 0)
     return kept
 

@@ -2,14 +2,13 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
 from jaxdist.checks import check_integer
 from jaxdist.rules.base import PARTS, parts
-from jaxdist.trees import vary
+from jaxdist.trees import Count, vary
 
 
 class ResetEveryState(NamedTuple):
@@ -20,7 +19,7 @@ class ResetEveryState(NamedTuple):
         inner: of the optimizer.
     """
 
-    count: jax.Array
+    count: Count
     inner: optax.OptState
 
 

@@ -29,7 +29,7 @@ class StreamingState(NamedTuple):
         merged: whether any worker was finite when the gradient was launched.
     """
 
-    count: jax.Array
+    count: base.Count
     anchor: optax.Params
     gradient: optax.Params
     outer: list[optax.OptState]

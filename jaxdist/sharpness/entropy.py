@@ -168,8 +168,10 @@ def local_entropy_gradient(
 
 
 def _shannon_entropy(at: Whole, key):
+    problem = need_problem(at.loss, "shannon_entropy")
+
     def one(batch):
-        logits = at.loss.predict(at.params, at.loss.parts(batch)[0], *at.loss.extra)
+        logits = problem.predict(at.params, problem.parts(batch)[0], *problem.extra)
         wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return jax.scipy.special.entr(jax.nn.softmax(wide)).sum(-1).mean()
 
@@ -215,4 +217,4 @@ def _local_entropy_gradient(
         keys = jax.random.split(jax.random.fold_in(key, i), len(jax.tree.leaves(stack)[0]))
         norms.append(lax.map(chain, (stack, keys)))
     norms = jnp.concatenate(norms)
-    return mean_and_error(norms) if len(norms) > 1 else Measured(norms[0])
+    return Measured(*mean_and_error(norms) if len(norms) > 1 else Measured(norms[0]))

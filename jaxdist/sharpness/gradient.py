@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxdist.rules.base import check_choice
@@ -80,4 +81,4 @@ def _gradient_norm(at: Whole, key):
 
 
 def _fisher_rao(at: Whole, key, *, curvature):
-    return Measured(optax.tree.vdot(at.params, at.product(curvature)(at.params)))
+    return Measured(jnp.asarray(optax.tree.vdot(at.params, at.product(curvature)(at.params))))

@@ -214,7 +214,7 @@ def _largest_eigenvalue(at: Whole, key, *, num_steps, curvature):
 def _trace(at: Whole, key, *, num_steps, curvature, **options):
     if num_steps == 0:
         form = estimators.quadratic_form
-        return mean_and_error(_probe(at, key, form, curvature=curvature, **options))
+        return Measured(*mean_and_error(_probe(at, key, form, curvature=curvature, **options)))
     ours, key = jax.random.split(key)
     product, start = at.product(curvature), normal(ours, at.params)
     inside, outside = estimators.deflated_trace(product, start, num_steps)
@@ -231,7 +231,7 @@ def _frobenius_norm(at: Whole, key, **options):
 def _effective_dimension(at: Whole, key, *, shift, num_steps, **options):
     part = lambda value: jnp.maximum(value, 0) / (jnp.maximum(value, 0) + shift)
     integrand = estimators.quadrature(part, num_steps, at.params)
-    return mean_and_error(_probe(at, key, integrand, **options))
+    return Measured(*mean_and_error(_probe(at, key, integrand, **options)))
 
 
 def _probe(at: Whole, key, integrand, *, curvature, **options):

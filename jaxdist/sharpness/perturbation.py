@@ -107,7 +107,7 @@ def epsilon_sharpness(
 
 def _lpf(at: Whole, key, *, sigma, num_samples, parallel):
     one = lambda key: at(moved(at.params, sigma, normal(key, at.params)))
-    return mean_and_error(samples(one, key, num_samples, parallel))
+    return Measured(*mean_and_error(samples(one, key, num_samples, parallel)))
 
 
 def _epsilon_sharpness(at: Whole, key, *, epsilon, tolerance):

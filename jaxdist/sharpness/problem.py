@@ -140,6 +140,8 @@ def batches(examples: Batch, size: int, *, sharding: jax.sharding.Sharding | Non
         try:
             sharding.shard_shape(a.shape)
         except ValueError:
+            if not isinstance(sharding, jax.NamedSharding):
+                raise
             return jax.device_put(a, jax.NamedSharding(sharding.mesh, jax.P()))
         return jax.device_put(a, sharding)
 

@@ -8,7 +8,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxdist.checks import check_integer
-from jaxdist.sharpness.problem import Measured, Params
+from jaxdist.sharpness.problem import Params
 
 
 def check_sampling(key: jax.Array | None, num_samples: int, parallel: int) -> None:
@@ -18,10 +18,11 @@ def check_sampling(key: jax.Array | None, num_samples: int, parallel: int) -> No
     check_integer("parallel", parallel, 1)
 
 
-def check_key(key: jax.Array | None) -> None:
-    """Raises a ValueError if there is no key."""
+def check_key(key: jax.Array | None) -> jax.Array:
+    """The key, or a ValueError if there is none."""
     if key is None:
         raise ValueError("key is None; it must be a PRNG key: this measure draws random numbers")
+    return key
 
 
 def normal(key: jax.Array, params: Params) -> Params:
@@ -43,6 +44,6 @@ def samples(
     return lax.map(fn, keys, batch_size=parallel if parallel > 1 else None)
 
 
-def mean_and_error(values: jax.Array) -> Measured:
-    """The mean of independent samples `[n]` and its standard error."""
-    return Measured(values.mean(), values.std(ddof=1) / jnp.sqrt(len(values)))
+def mean_and_error(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean of independent samples `[n]` and its standard error, as of a `Measured`."""
+    return values.mean(), values.std(ddof=1) / jnp.sqrt(len(values))

@@ -1,7 +1,7 @@
 """The loss along random directions that are normalised by filter, and between two workers."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,9 +137,9 @@ def loss_slice(
     check_positive("span", span)
     check_integer("num", num, 2)
     if directions is None:
-        check_key(key)
+        key = check_key(key)
         check_finite("params", params)
-        options = {"filter_axis": filter_axis, "vectors": vectors}
+        options: dict[str, Any] = {"filter_axis": filter_axis, "vectors": vectors}
         keys = jax.random.split(key, dimensions)
         directions = tuple(direction(params, key=k, **options) for k in keys)
     if len(directions) != dimensions:

@@ -75,8 +75,8 @@ class Whole:
         """
         check_choice("curvature", curvature, CURVATURES)
         if curvature == "ggn":
-            need_problem(self.loss, 'curvature="ggn"')
-            return lambda v: self.mean(lambda batch: _ggn(self.loss, self.params, batch, v))
+            problem = need_problem(self.loss, 'curvature="ggn"')
+            return lambda v: self.mean(lambda batch: _ggn(problem, self.params, batch, v))
         if len(self.stacks) == 1 and _sizes(self.stacks[0])[0] == 1:
             # of one batch the gradient is computed once for all products
             return jax.linearize(lambda p: self.value_and_grad(p)[1], self.params)[1]
@@ -88,10 +88,11 @@ class Whole:
         return lambda v: self.mean(lambda batch: one(batch, v))
 
 
-def need_problem(loss: Callable, what: str) -> None:
-    """Raises a ValueError unless `loss` is a `Problem`, whose outputs can be looked at."""
+def need_problem(loss: Callable, what: str) -> Problem:
+    """The loss, or a ValueError unless it is a `Problem`, whose outputs can be looked at."""
     if not isinstance(loss, Problem):
         raise ValueError(f"loss is {loss}; for {what} it must be a Problem(predict, loss)")
+    return loss
 
 
 def compute(

@@ -6,6 +6,7 @@ from jax import lax
 from jaxdist.checks import check_integer
 from jaxdist.data import Dataset
 from jaxdist.losses import cross_entropy
+from jaxdist.losses.output_regularized import check_labels
 from jaxdist.models import Model
 from jaxdist.tasks.base import Headline, Task
 from jaxdist.tasks.supervised import Augment, Loss, supervised
@@ -36,7 +37,8 @@ def classification(
             logits.
 
     Raises:
-        ValueError: if `top` is not in [1, K], or there are fewer than 2 classes.
+        ValueError: if `top` is not in [1, K], or there are fewer than 2 classes; by the task, if
+            there are fewer logits than classes, or not one integer y for each K of them.
 
     Example:
         >>> import numpy as np
@@ -53,14 +55,19 @@ def classification(
     if top > dataset.num_classes:
         raise ValueError(f"top={top}: allowed are integers from 1 to {dataset.num_classes} classes")
 
+    def training(logits, y):
+        check_labels(logits, y, dataset.num_classes)
+        return loss(logits, y)
+
     def measure(logits, y):
+        check_labels(logits, y, dataset.num_classes)
         found = {"accuracy": _of_examples(logits.argmax(-1) == y)}
         if top > 1:
             among = (lax.top_k(logits, top)[1] == y[..., None]).any(-1)
             found[f"top_{top}_accuracy"] = _of_examples(among)
         return found
 
-    return supervised(model, dataset, loss, cross_entropy, measure, ACCURACY, augment=augment)
+    return supervised(model, dataset, training, cross_entropy, measure, ACCURACY, augment=augment)
 
 
 def _of_examples(right: jax.Array) -> jax.Array:

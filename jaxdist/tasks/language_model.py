@@ -4,6 +4,7 @@ import math
 
 from jaxdist.data import Dataset
 from jaxdist.losses import cross_entropy
+from jaxdist.losses.output_regularized import check_labels
 from jaxdist.models import Model
 from jaxdist.tasks.base import Headline, Task
 from jaxdist.tasks.supervised import Loss, supervised
@@ -24,6 +25,10 @@ def language_model(model: Model, dataset: Dataset, *, loss: Loss = cross_entropy
         loss: `loss(logits, y)`, the mean over the tokens, for training; evaluations report the
             cross-entropy.
 
+    Raises:
+        ValueError: by the task, if there are fewer logits than tokens, or not one token y for each
+            K of them.
+
     Example:
         >>> from jaxdist import data, models
         >>> dataset = data.digit_sequences()
@@ -33,7 +38,12 @@ def language_model(model: Model, dataset: Dataset, *, loss: Loss = cross_entropy
         {'perplexity': 8.0, 'bits_per_token': 3.0, 'loss': 2.0794}
     """
 
+    def training(logits, y):
+        check_labels(logits, y, dataset.num_classes)
+        return loss(logits, y)
+
     def measure(logits, y):
+        check_labels(logits, y, dataset.num_classes)
         return {"accuracy": (logits.argmax(-1) == y).reshape(len(y), -1).mean(1)}
 
     def report(means, count):
@@ -41,4 +51,4 @@ def language_model(model: Model, dataset: Dataset, *, loss: Loss = cross_entropy
         perplexity = math.exp(nats) if nats < 700 else math.inf
         return {"perplexity": perplexity, "bits_per_token": nats / math.log(2), **means}
 
-    return supervised(model, dataset, loss, cross_entropy, measure, PERPLEXITY, report=report)
+    return supervised(model, dataset, training, cross_entropy, measure, PERPLEXITY, report=report)

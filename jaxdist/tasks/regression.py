@@ -74,6 +74,6 @@ def _like(y: jax.Array, outputs: jax.Array) -> jax.Array:
     Raises:
         ValueError: if they are others, which would end in a broadcast.
     """
-    if y.size != outputs.size or (y.ndim == outputs.ndim and y.shape != outputs.shape):
+    if outputs.shape not in (y.shape, (*y.shape, 1)):
         raise ValueError(f"targets are {list(y.shape)}: allowed are those of {list(outputs.shape)}")
     return y.reshape(outputs.shape).astype(outputs.dtype)

@@ -1,6 +1,7 @@
 """What tasks on pairs (x, y) share: a model between normalised inputs and a loss."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -34,6 +35,9 @@ def supervised(
         headline: as of `Task`.
         augment: `augment(x, key) -> x`, or None.
         **fields: further fields of `Task`.
+
+    Raises:
+        ValueError: by the task, if x, y and the outputs are not of one length.
     """
 
     def inputs(batch):
@@ -41,6 +45,7 @@ def supervised(
 
     def of_batch(params, state, batch, key):
         outputs, state = model.apply(params, state, inputs(batch), True, key)
+        _check_rows(batch, outputs)
         return loss(outputs, batch[1]), (state, {})
 
     def predict(params, state, batch):
@@ -51,22 +56,34 @@ def supervised(
 
     def measured(params, state, batch):
         outputs = predict(params, state, batch)
+        _check_rows(batch, outputs)
         return measure(outputs, batch[1]) | {"loss": jax.vmap(test_loss)(outputs, batch[1])}
 
-    def augmented(batch, key):
-        return augment(batch[0], key), *batch[1:]
-
-    def statistics(params, state, batch):
-        return model.statistics(params, state, inputs(batch))
+    augmented = statistics = None
+    if augment is not None:
+        augmented = lambda batch, key: (augment(batch[0], key), *batch[1:])
+    if (remeasure := model.statistics) is not None:
+        statistics = lambda params, state, batch: remeasure(params, state, inputs(batch))
 
     return Task(
         init=model.init,
         loss=of_batch,
         measure=measured,
         headline=headline,
-        augment=None if augment is None else augmented,
-        statistics=None if model.statistics is None else statistics,
+        augment=augmented,
+        statistics=statistics,
         predict=predict,
         criterion=criterion,
         **fields,
     )
+
+
+def _check_rows(batch: Any, outputs: jax.Array) -> None:
+    """One row for each example: anything else could end in a broadcast."""
+    shapes = {
+        name: [list(a.shape) for a in jax.tree.leaves(tree)]
+        for name, tree in (("x", batch[0]), ("y", batch[1]), ("the outputs", outputs))
+    }
+    if len({tuple(shape[:1]) for each in shapes.values() for shape in each}) > 1:
+        found = ", ".join(f"{name} {str(each)[1:-1]}" for name, each in shapes.items())
+        raise ValueError(f"shapes are: {found}; all must have one row for each example, [B, ...]")

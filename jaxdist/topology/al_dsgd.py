@@ -71,7 +71,7 @@ def al_dsgd(
     if graph not in (1, 2, 3):
         raise ValueError(f"graph is {graph!r}; it must be 1, 2 or 3")
     rounds = [
-        [(int(i), int(j)) for i, j in matching.split()]
+        [(int(edge[0]), int(edge[1])) for edge in matching.split()]
         for matching in _GRAPHS[density][graph - 1].split(",")
     ]
     edges = nx.empty_graph(num)

@@ -84,7 +84,7 @@ class _Coloring:
     """A partial edge colouring: `met[v]` says whom v meets by colour."""
 
     def __init__(self, graph):
-        self.met = {v: {} for v in graph}
+        self.met: dict[int, dict[int, int]] = {v: {} for v in graph}
         self.color = {}
 
     def put(self, u, v, color):
@@ -161,7 +161,7 @@ def _edges(graph):
 
 
 def _by_color(colors):
-    rounds = {}
+    rounds: dict[int, list[tuple[int, int]]] = {}
     for edge, color in sorted(colors.items()):
         rounds.setdefault(color, []).append(edge)
     return [rounds[color] for color in sorted(rounds)]

@@ -96,7 +96,7 @@ class Topology:
         if matchings is None:
             matchings = color(graph)
         rounds = tuple(_round(pairs, graph) for pairs in matchings)
-        return cls(name or graph.name or "graph", graph, weights, rounds)
+        return cls(name or graph.name or "graph", graph, np.asarray(weights), rounds)
 
     @property
     def num_workers(self) -> int:

@@ -61,7 +61,7 @@ def make(spec: Spec, num: int) -> tuple[Topology, ...]:
     """
     if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
         raise ValueError(f"num is {num!r}; the number of workers must be an integer of at least 1")
-    topologies = []
+    topologies: list[Topology] = []
     for part in _parts(spec):
         if isinstance(part, tuple):
             name, options = part

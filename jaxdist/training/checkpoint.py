@@ -69,6 +69,11 @@ class Checkpoints:
         """The step of the last complete checkpoint, None if there is none."""
         return max(steps_in(self._directory), default=None)
 
+    def _some(self, step: int | None) -> int:
+        if (found := self.latest() if step is None else step) is None:
+            raise ValueError(f"{self._directory} holds no complete checkpoint")
+        return found
+
     def restore(self, step: int | None = None) -> TrainState:
         """A checkpoint's state, laid out as the run is, which need not be as it was saved.
 
@@ -82,7 +87,7 @@ class Checkpoints:
             ValueError: if the checkpoint is damaged, or is of another configuration. Nothing on
                 disk is changed.
         """
-        step, run = self.latest() if step is None else step, self._run
+        step, run = self._some(step), self._run
         note = self.note(step)
         check_same(note["config"], run, f"checkpoint {self._directory / str(step)}")
         saved = note["workers"]
@@ -100,7 +105,7 @@ class Checkpoints:
         Raises:
             ValueError: if it is damaged.
         """
-        step, args = self.latest() if step is None else step, _orbax().args
+        step, args = self._some(step), _orbax().args
         with self._readable(step):
             items = args.Composite(note=args.JsonRestore())
             note = self._manager.restore(step, args=items)["note"]
@@ -224,7 +229,7 @@ def _shown(flat: Mapping[str, Any], key: str) -> str:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")

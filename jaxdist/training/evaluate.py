@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +92,7 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
 
     def prepare(params, model_state, opt_state):
         whole = candidates(params, opt_state)
+        chex.assert_trees_all_equal_shapes(whole["mean"], *whole.values())
         average = stacked.replicate(stacked.mean(model_state), num) if model_state else {}
         statistics = average
         if run.batch_norm == "local":
@@ -111,9 +113,9 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         me = collectives.index(workers.axis)
         part = jax.tree.map(lambda a: a.reshape(num, -1, *a.shape[1:])[me], chunk)
         batch, real = chunk
-        scores = {"own": forward(*own, batch, real)}
+        scores = {"own": forward(own[0], own[1], batch, real)}
         for name, params in whole.items():
-            scores[name] = forward(params, statistics[name], *part)
+            scores[name] = forward(params, statistics[name], part[0], part[1])
         return (), jax.tree.map(jnp.add, totals, scores)
 
     places = workers.replicated, workers.sharding
@@ -137,7 +139,7 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         added = lambda a: functools.reduce(np.add, a)
         whole_means = {name: jax.tree.map(added, means[name]) for name in whole}
         reported = task.report(whole_means["mean"], count)
-        found = {f"test_{name}": float(value) for name, value in reported.items()}
+        found: dict[str, Any] = {f"test_{name}": float(x) for name, x in reported.items()}
         each = [jax.tree.map(lambda a, i=i: a[i], means["own"]) for i in range(num)]
         found[headline.workers] = [float(of(own)) for own in each]
         found["consensus_distance"] = float(np.asarray(distance))
@@ -165,8 +167,14 @@ def _sums(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     return jax.eval_shape(of, params, state, batch)
 
 
-def _summed(measured: dict[str, jax.Array], real: jax.Array) -> dict[str, jax.Array]:
+def _summed(measured: dict[str, jax.Array], real: jax.Array | np.ndarray) -> dict[str, jax.Array]:
     """The sums over the examples that are real: of integers in int32, else in float32 or wider."""
+    for name, x in measured.items():
+        if jnp.shape(x)[:1] != real.shape:
+            raise ValueError(
+                f"the task's measure {name!r} is {list(jnp.shape(x))} for {len(real)} examples; it "
+                f"must have one row for each, [B, ...]"
+            )
 
     def one(x):
         x = x.astype(jnp.promote_types(x.dtype, jnp.int32)) if x.dtype.kind in "biu" else wide(x)

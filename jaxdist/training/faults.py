@@ -121,6 +121,7 @@ class Interrupt:
 
     def _listen(self) -> None:
         """Reads the numbers of the signals, which Python writes as soon as they come."""
+        assert self._ends is not None
         while numbers := self._ends[0].recv(64):
             for _ in range(numbers.count(signal.SIGINT)):
                 if self._requested:

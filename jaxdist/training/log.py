@@ -64,7 +64,8 @@ class RunLog:
         seen: np.ndarray,
     ):
         self._run, self._traffic, self._show = run, traffic, show
-        self._writers, last = [], {}
+        self._writers: list[MetricsWriter | EventsWriter | WandbWriter] = []
+        last: Mapping[str, Any] = {}
         if multihost.is_main():
             tracked = [] if run.wandb is None else [WandbWriter(workdir, run)]
             lines = MetricsWriter(workdir / record.METRICS, step)
@@ -77,7 +78,8 @@ class RunLog:
         self._began = time.monotonic() - before("seconds")
         self._watch = Stopwatch(before("train_seconds"))
         self._mark: tuple[int, float] | None = None  # where the rate is counted from
-        self._previous = self._pending = None
+        self._previous: jax.Array | None = None
+        self._pending: tuple[int, bool, list[str], Any] | None = None
         self._start = step
         self._sent = step, told.get("bytes_sent", 0)
         self._epoch = told.get("epoch", 0.0)
@@ -85,7 +87,8 @@ class RunLog:
         make = lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i])
         none = np.zeros(run.workers.num, bool), np.zeros(run.workers.num, np.float32)
         self._none = tuple(map(make, none))
-        self._found, self._since, self._losses = self._none, step, []
+        self._found, self._since = self._none, step
+        self._losses: list[jax.Array] = []
         if len(losses := told.get("losses", ())) == run.workers.num:
             bad, sums = np.array(losses, float).T  # null is NaN
             self._found = make(bad > 0), make(sums.astype(np.float32))

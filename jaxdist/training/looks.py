@@ -43,7 +43,7 @@ def _rarest(pattern: np.ndarray) -> np.ndarray:
     Of a global average every 16 steps and one in groups every 4 the global one. Where none comes
     regularly, as with pairs that are drawn: every step on which something is due.
     """
-    due, steps = pattern.any(0), pattern.shape[1]
+    due, steps = np.asarray(pattern.any(0)), pattern.shape[1]
     if not due.any():
         return due
     _, kind, counts = np.unique(pattern[:, due], axis=1, return_inverse=True, return_counts=True)

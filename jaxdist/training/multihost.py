@@ -72,7 +72,7 @@ def initialize() -> None:
     bind = os.environ.get(_BIND) or address
     of_one_machine = {"coordinator_bind_address": bind, "initialization_timeout": JOINING}
     _join(address, int(num), int(index), **of_one_machine)
-    if jax.config.jax_cpu_collectives_implementation == "gloo":
+    if jax.config.read("jax_cpu_collectives_implementation") == "gloo":
         xla_bridge.register_backend_factory(
             "cpu", functools.partial(_cpu_client, host), fail_quietly=False
         )
@@ -91,12 +91,16 @@ def _cpu_client(host: str) -> Any:
     return xla_bridge.make_cpu_client(_jax.make_gloo_tcp_collectives(of_runtime, hostname=host))
 
 
-def _join(*where: Any, **options: Any) -> None:
+def _join(
+    address: str | None = None, num: int | None = None, index: int | None = None, **options: Any
+) -> None:
     flag = "--xla_cpu_collective_timeout_seconds"
     if flag not in (flags := os.environ.get("XLA_FLAGS", "")):  # without it, for ever
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={COLLECTIVE_TIMEOUT}".strip()
     jax.distributed.initialize(
-        *where,
+        address,
+        num,
+        index,
         shutdown_timeout_seconds=PARTING,
         heartbeat_timeout_seconds=HEARTBEAT,
         **options,

@@ -162,7 +162,8 @@ def _to_npz(model: Portable) -> bytes:
     raw = {name: x.view(f"u{x.itemsize}") if name in types else x for name, x in _leaves(model)}
     about = model.about | ({_TYPES: json.dumps(types)} if types else {})
     file = io.BytesIO()
-    np.savez(file, **{_ABOUT: np.array(json.dumps(about))}, **raw)
+    arrays: dict[str, Any] = {_ABOUT: np.array(json.dumps(about)), **raw}
+    np.savez(file, **arrays)
     return file.getvalue()
 
 

@@ -38,7 +38,8 @@ class Profile:
         self._first = start + min(AFTER, left // 2, max(0, left - largest))
         self._last = min(self._first + STEPS, run.steps)
         self._folder, self._show = folder, show
-        self._began = self._scratch = None
+        self._began: int | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._done = start
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,8 @@ class Profile:
 
     def _finish(self) -> None:
         scratch, self._scratch = self._scratch, None
+        assert scratch is not None
+        assert self._began is not None
         with scratch as written:
             jax.profiler.stop_trace()
             span = f"steps_{self._began + 1}_to_{self._done}"

@@ -14,7 +14,7 @@ from jaxdist.training.state import TrainState, abstract
 Own = tuple[Any, ...]
 
 
-def fresh(own: Own) -> Own:
+def joined(own: Own) -> Own:
     """What a worker has that begins beside others, so that it steers no more than another.
 
     Its parameters are the rule's centre or, without one, the mean of the workers that are finite;
@@ -37,7 +37,7 @@ def make_revive(run: Run) -> Callable[[TrainState], TrainState]:
     """Compiles what brings back the workers whose parameters or states are not finite.
 
     A rule leaves such a worker out, but what it adds to parameters that are NaN changes nothing.
-    Here it becomes a `fresh`. If no worker is finite all stay as they are.
+    Here it begins anew, as `joined` says. If no worker is finite all stay as they are.
 
     Args:
         run: the run.
@@ -48,10 +48,10 @@ def make_revive(run: Run) -> Callable[[TrainState], TrainState]:
 
     def revive(state: TrainState) -> TrainState:
         ok = stacked.finite(state.own)
-        fresh = stacked.replicate(fresh(state.own), run.workers.num)
+        new = stacked.replicate(joined(state.own), run.workers.num)
         rows = lambda x: ok.reshape(-1, *[1] * (x.ndim - 1))
         keep = lambda x, f: jnp.where(rows(x) | ~ok.any(), x, f)
-        return TrainState(*state.shared, *jax.tree.map(keep, state.own, fresh))
+        return TrainState(*state.shared, *jax.tree.map(keep, state.own, new))
 
     return jax.jit(revive, donate_argnums=0, out_shardings=_places(abstract(run)))
 
@@ -75,7 +75,7 @@ def make_resize(run: Run, num: int) -> Callable[[TrainState], TrainState]:
     """
 
     def resize(state: TrainState) -> TrainState:
-        own = stacked.resize(state.own, run.workers.num, fresh(state.own))
+        own = stacked.resize(state.own, run.workers.num, joined(state.own))
         if run.workers.num < num:
             move = lambda x, old, new: x + (old - new)[None] if _moves(x) else x
             means = stacked.mean(state.params), stacked.mean(own[0])

@@ -59,9 +59,9 @@ class Startup:
             jax.monitoring.unregister_event_duration_listener(self._hear)
             self._listening = False
 
-    def _hear(self, event: str, seconds: float, **_) -> None:
+    def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILED:
-            self._seconds.append(seconds)
+            self._seconds.append(duration_secs)
 
     def _programs(self) -> list[Any]:
         """The programs that there are, compiled."""
@@ -96,6 +96,7 @@ def _temporary(programs: Sequence[Any]) -> int | None:
     """The largest temporary memory of a program on a device, None where the platform is silent."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         return max((p.get_compiled_memory_stats().temp_size_in_bytes for p in programs), default=0)
+    return None
 
 
 def _size(number: int) -> str:

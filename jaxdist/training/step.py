@@ -3,16 +3,18 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
 from jaxdist import collectives, rules
+from jaxdist.checks import check_scalar
 from jaxdist.rules.base import PARTS
 from jaxdist.training.run import Run
 from jaxdist.training.state import TrainState
-from jaxdist.trees import vary, wide
+from jaxdist.trees import check_alike, vary, wide
 from jaxdist.workers import unroll
 
 Batch = Any
@@ -66,6 +68,7 @@ def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[An
         of_step = jax.random.fold_in(key, taken)
         rng = jax.random.fold_in(of_step, me)
         loss, (new_state, told), grads = gradient(params, model_state, batch, rng, of_step, t)
+        check_alike(grads, params, "the gradient", "the parameters")
         # With and without a probe are two programs, not the branches of one: inside a conditional
         # XLA's CPU convolutions are many times slower. Without, `grads` is of the right type, and
         # the rule does not look at it.
@@ -76,10 +79,13 @@ def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[An
         updates, opt_state = run.tx.update(
             grads, opt_state, params, step=t, value=loss, grad=grads, only=only, **extra
         )
+        check_alike(updates, params, "what tx.update gives", "the parameters")
         params = optax.apply_updates(params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         if taken_names := sorted(metrics.keys() & told.keys()):
             raise ValueError(f"the task's metrics have {taken_names}: allowed are other names")
+        for name, value in told.items():
+            check_scalar(f"the task's metric {name!r}", value)
         metrics |= told | rules.metrics(opt_state)
         return (params, new_state, opt_state, taken + 1), metrics
 
@@ -162,6 +168,7 @@ def _accumulate(
     if num == 1:
         return of_part(model_state, batch, keys)
     like = params, model_state, batch, keys
+    chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
     parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), batch)
 
     def add(carry, part):

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -56,11 +57,11 @@ class Stopwatch:
         """Listens no more to what JAX tells."""
         jax.monitoring.unregister_event_duration_listener(self._hear)
 
-    def _hear(self, event: str, seconds: float, **_) -> None:
+    def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
         here = threading.get_ident() == self._thread
         if event in COMPILING and here and self._paused is None:
             now = time.monotonic()
-            self._leave_out(now - seconds, now)
+            self._leave_out(now - duration_secs, now)
 
     def _leave_out(self, start: float, end: float) -> None:
         """Leaves a span out; ones within it, as of tracing inside tracing, no second time."""

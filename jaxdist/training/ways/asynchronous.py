@@ -96,7 +96,7 @@ def _make_rounds(run: Run, traffic: Traffic, way: Asynchronous, plain: Step) -> 
     feed, mine = Feed(run), _indices_here(run)
     here = Workers(len(mine), run.workers.mesh.local_mesh)
     step, sync = _make_local_step(run, here), _make_sync(run, way.trigger)
-    turns = _Counter(way)
+    turns: Callable[[int], Iterator[Any]] = _Counter(way)
     if way.grants is not None:
         grants = np.asarray(way.grants)
         turns = lambda number: _masks(grants[number, mine])
@@ -212,7 +212,7 @@ def _everywhere(run: Run, tree: Any) -> Any:
     return jax.tree.map(lambda x: whole(x, run.workers.mesh, _spec(x)), tree)
 
 
-def _spec(x: jax.Array) -> P:
+def _spec(x: Any) -> P:
     """How a stacked array lies on its mesh; JAX forgets the first axis on a single device."""
     return P("worker", *x.sharding.spec[1:])
 

@@ -70,7 +70,7 @@ def _make_overlap(run: Run, others: Workers) -> Advance:
         )
     feed, step = Feed(run), make_step(run, only=("local", "sync"))
     launch = _make_launch(run, others)
-    flying = []
+    flying: list[Any] = []
 
     def land(state):
         """The state with what was launched last, unless it has been taken back already."""
