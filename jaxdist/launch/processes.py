@@ -104,7 +104,7 @@ class Launcher:
             stderr=subprocess.PIPE,
         )
         self._running[index] = child.pid
-        self._send("+", child.pid)
+        self._inform("+", child.pid)
         self._output.follow(index, child.stdout, 1)
         self._output.follow(index, child.stderr, 2)
         threading.Thread(target=self._watch, args=(index, child), daemon=True).start()
@@ -112,7 +112,7 @@ class Launcher:
     def _watch(self, index: int, child: subprocess.Popen) -> None:
         status = child.wait()
         signal_group(child.pid, signal.SIGKILL)  # what it started and left
-        self._send("-", child.pid)
+        self._inform("-", child.pid)
         self._events.put((index, status))
 
     def _wait(self) -> int:
@@ -177,7 +177,7 @@ class Launcher:
         for group in list(self._running.values()):
             signal_group(group, number)
 
-    def _send(self, sign: str, pid: int) -> None:
+    def _inform(self, sign: str, pid: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # the guard, or this, may have ended
             os.write(self._guard.stdin.fileno(), f"{sign}{pid}\n".encode())
 
