@@ -207,6 +207,7 @@ _ARRAY = re.compile(r"(pred|[a-z]+\d+)(?:e\w+)?\[([\d,]*)\]")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 _DEVICES = re.compile(r"num_partitions=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|\[(\d+)\])")
+_AXES = re.compile(r"replica_groups=@?mesh\w*\[(?P<mesh>[^\]]*)\][^{]*\{(?P<axes>[^}]*)\}")
 
 
 def compiled(hlo: str) -> list[Collective]:
@@ -234,6 +235,8 @@ def compiled(hlo: str) -> list[Collective]:
         members, messages = int(devices[1]) if devices else 1, 0
         if groups:
             members = len(groups[1].split(",")) if groups[1] else int(groups[2] or groups[3])
+        if axes := _AXES.search(match["rest"]):
+            members = _along(axes["mesh"], axes["axes"])
         if pairs := _PAIRS.search(match["rest"]):
             moves = re.findall(r"(\d+),(\d+)", pairs[1])
             messages = len([1 for a, b in moves if a != b])
@@ -241,6 +244,13 @@ def compiled(hlo: str) -> list[Collective]:
             size *= members
         found.append(Collective(match["kind"], size, members, messages))
     return found
+
+
+def _along(mesh: str, axes: str) -> int:
+    """The devices along some axes of a mesh: `'x'=2,'y'=4` and `'y'`, or `'y':(1)2` for a part."""
+    lengths = dict(re.findall(r"'?(\w+)'?=(\d+)", mesh))
+    along = re.findall(r"'?(\w+)'?(?::\(\d+\)(\d+))?", axes)
+    return math.prod(int(part or lengths[name]) for name, part in along)
 
 
 def _bytes(dtype: str, shape: str) -> int:

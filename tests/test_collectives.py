@@ -195,3 +195,21 @@ def test_wrong_arguments_are_named(make, message):
     jax.devices()
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("groups", "members"),
+    [
+        ("{{0,1},{2,3}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("mesh['worker'=8] {'worker'}", 8),
+        ("mesh['worker'=2,'fsdp'=4] {'fsdp'}", 4),
+        ("mesh[worker=2,fsdp=4] {worker,fsdp}", 8),
+        ("mesh['worker'=8] {'worker':(1)2}", 2),
+        ("{}", 8),
+    ],
+)
+def test_members_of_a_collective_in_every_form_that_xla_writes(groups, members):
+    line = f"%a = f32[10] all-reduce(f32[10] %x), replica_groups={groups}, to_apply=%add"
+    (found,) = traffic.compiled(f"HloModule m, num_partitions=8\n  {line}")
+    assert (found.members, found.bytes) == (members, 40)
