@@ -122,7 +122,7 @@ def test_an_error_in_the_background_is_not_kept_for_the_end(at_save, tmp_path, m
 def test_a_signal_to_stop_is_not_answered_with_a_checkpoint_that_is_not_there(
     at_save, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loop.StopSignal, "told", lambda self: True)
+    monkeypatch.setattr(loop.StopSignal, "requested", lambda self: True)
     with contextlib.ExitStack() as stack:
         at_save(1, lambda: stack.enter_context(file_size(3000)))
         with pytest.raises(SaveError, match="File too large"):

@@ -85,7 +85,7 @@ def test_no_signal_is_no_stop():
 
 def test_what_ends_a_command_decides_its_status(capsys):
     for error, status, said in (
-        (PreemptedError(7), 0, "told to stop: saved at step 7"),
+        (PreemptedError(7), 0, "asked to stop: saved at step 7"),
         (LostProcessError("process 1 of 2 is gone"), 1, "error: process 1 of 2 is gone"),
     ):
         with pytest.raises(SystemExit) as stop, cli.clean_errors(traceback=False):
@@ -106,7 +106,7 @@ def test_missing_processes_are_named(monkeypatch):
         def __init__(self, name):
             pass
 
-        def meet(self, place, seconds):
+        def barrier(self, place, seconds):
             raise TimeoutError("process 1 of 2 did not come")
 
     monkeypatch.setattr(faults, "Store", Silent)
@@ -121,7 +121,7 @@ def test_without_process_0_there_is_no_roll_call(monkeypatch):
         def __init__(self, name):
             pass
 
-        def meet(self, place, seconds):
+        def barrier(self, place, seconds):
             raise jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect")
 
     monkeypatch.setattr(faults, "Store", Gone)

@@ -459,7 +459,7 @@ def test_progress_elsewhere(capsys):
         ({"probe_period": 0}, "probe_period=0"),
         ({"local": "unrol"}, "unknown local 'unrol'; did you mean 'unroll'"),
         ({"batch_norm": "mean"}, "unknown batch_norm 'mean'"),
-        ({"shards": [np.arange(9)]}, "shards has 1 entries"),
+        ({"shards": [np.arange(9)]}, r"len\(shards\)=1: allowed is"),
         ({"batch_size": 31}, "batch_size=31 exceeds the shard of worker 0"),
         (
             {"batch_norm": "reestimate", "model": norm_net()._replace(statistics=None)},

@@ -53,6 +53,7 @@ def paced(
     longest = dataclasses.replace(clock, budget=0.0)
     steps = math.ceil(clock.budget / clock.step_seconds) * 2
     run, _ = _paced(dataclasses.replace(config, clock=longest, steps=steps), config, devices)
+    assert run.virtual_seconds is not None
     within = int(np.searchsorted(run.virtual_seconds, clock.budget, side="right"))
     steps = max(within, 1) * run.way.unit
     return _paced(dataclasses.replace(config, clock=longest, steps=steps), config, devices)
@@ -103,7 +104,7 @@ def _paced(
 ) -> tuple[Run, Timeline | None]:
     inner = dataclasses.asdict(config.mesh) if config.mesh.fsdp > 1 else None
     where = places(config) if devices is None else [devices]
-    workers, *beside = (Workers.create(config.workers, devices=d, inner=inner) for d in where)
+    workers, *others = (Workers.create(config.workers, devices=d, inner=inner) for d in where)
     dataset = config.data()
     if len(dataset.input_shape) != 3 and config.augment != Augment():
         raise ValueError(f"augment changes images; the data set {config.data.factory} has none")
@@ -111,7 +112,7 @@ def _paced(
     if config.label_noise:
         dataset = with_label_noise(dataset, rate=config.label_noise, seed=config.seed)
     if config.attack.factory == "label_flip":
-        bad = shards[len(shards) - config.attack.workers :]
+        bad = shards[len(shards) - config.attack.options()["workers"] :]
         dataset = with_flipped_labels(dataset, np.concatenate([[], *bad]).astype(np.int64))
     of_base = shards  # the length of a run and its schedule must not change with its workers
     if config.base_workers not in (0, config.workers):
@@ -147,7 +148,7 @@ def _paced(
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
         revive_every=config.revive_every,
-        way=_way(config, next(iter(beside), None)),
+        way=_way(config, next(iter(others), None)),
         start=_start(config),
         tensorboard=config.tensorboard,
         wandb=config.wandb,
@@ -171,17 +172,17 @@ def _read_start(path: str, which: str) -> Portable:
         ValueError: as `load`, if the file cannot be read, or if several processes would open a run.
     """
     source = local_path("start", path)
-    told = {"from": str(source.absolute())}
+    origin = {"from": str(source.absolute())}
     try:
         if not source.is_dir():
-            found = portable.read(source)
-            return found._replace(about=_of_file(found.about) | told)
+            model = portable.read(source)
+            return model._replace(about=_of_file(model.about) | origin)
         if jax.process_count() > 1:
             raise ValueError(
                 "a run cannot be opened by several processes: allowed is a file, which "
                 "experiments.export makes of it"
             )
-        return load(source).portable(which, **told)
+        return load(source).portable(which, **origin)
     except ValueError as error:
         raise ValueError(f"start={path!r}: {error}") from None
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from jaxdist.checks import LARGEST
 from jaxdist.config import own
 from jaxdist.config.optimizers import ATTACKS, DROPS, GRADIENTS, OPTIMIZERS, SCHEDULES
-from jaxdist.config.options import fits, flag, freeze, said, thaw
+from jaxdist.config.options import fits, flag, freeze, shown, thaw
 from jaxdist.data import DATASETS, SHARDS
 from jaxdist.losses import LOSSES
 from jaxdist.models import MODELS
@@ -22,7 +22,7 @@ from jaxdist.names import lookup, parse
 from jaxdist.rules import RULES
 from jaxdist.tasks import TASKS
 
-SLOTS: dict[str, Mapping[str, Callable]] = {
+SLOTS: dict[str, dict[str, Any]] = {
     "data": DATASETS,
     "shards": SHARDS,
     "model": MODELS,
@@ -161,7 +161,8 @@ def read_plain(slot: str, plain: Mapping[str, Any]) -> Component:
     """
     options = {**plain}
     factory, file = options.pop("factory"), options.pop("import", None)
-    if file is not None and _FILES.get(SLOTS[slot].get(factory)) is None:
+    known = SLOTS[slot].get(factory)
+    if file is not None and (known is None or known not in _FILES):
         gone = "" if Path(file).is_file() else ", or where the file is now (it is gone from there)"
         need = f"give --import {file}{gone}; a config.json by itself runs nothing"
         if own.has_run(file):
@@ -201,7 +202,7 @@ def read_component(
         if field.name in options and not fits(options[field.name], field.type):
             raise ValueError(
                 f"{slot} {factory!r}: {field.name}={options[field.name]!r}; allowed is "
-                f"{said(field.type)}"
+                f"{shown(field.type)}"
             )
     return slot, made
 

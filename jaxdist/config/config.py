@@ -98,7 +98,7 @@ class Config:
     """BatchNorm statistics to evaluate with: each worker's, their mean, or those of new batches."""
     clock: Clock = dataclasses.field(default_factory=Clock)
     asynchronous: bool = False
-    """Faster workers take more local steps in a round, or apply averages later, as the clock says;
+    """Faster workers take more local steps in a round, or apply averages later, by the clock;
     without a clock real processes take as many as they are fast."""
     round_steps: int = 1
     """Steps in one compiled program."""
@@ -155,7 +155,7 @@ class Config:
 
     @property
     def devices_per_worker(self) -> int:
-        """Those that its arrays are split over, and those beside them."""
+        """Those that its arrays are split over, and as many again to overlap."""
         return self.mesh.fsdp * (2 if self.overlap == "devices" else 1)
 
     @property
@@ -189,7 +189,8 @@ def from_plain(plain: Mapping[str, Any]) -> Config:
     nested = {"augment": Augment, "clock": Clock, "mesh": Mesh}
     read = {name: kind(**plain.get(name, {})) for name, kind in nested.items()}
     read |= {name: tuple(plain[name]) for name in ("start_prefix",) if name in plain}
-    return Config(**plain | parts | read)
+    values: dict[str, Any] = {**plain, **parts, **read}
+    return Config(**values)
 
 
 def read_run(file: Path) -> Config:

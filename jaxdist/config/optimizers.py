@@ -96,9 +96,9 @@ def by_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
         schedule: step -> learning rate.
     """
 
-    def update(updates, state, params=None, *, step, **_):
+    def update(updates, state, params=None, **extra):
         del params
-        rate = schedule(step)
+        rate = schedule(extra["step"])
         return jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
@@ -143,7 +143,7 @@ def adamw(
     Args:
         learning_rate: step -> learning rate.
         b1: decay of the mean of the gradients, in [0, 1).
-        b2: decay of the mean of their squares, in [0, 1).
+        b2: decay of the mean of the squared gradients, in [0, 1).
         weight_decay: decoupled decay of every parameter, times the learning rate.
         clip: largest norm of a worker's gradient; 0 does not clip.
 
@@ -164,10 +164,10 @@ def plain(
 
     Args:
         loss: `loss(params, batch, key)`.
-        has_aux: whether it returns a pair of the loss and something else.
+        has_aux: whether the loss returns a pair of itself and something else.
     """
-    found = jax.value_and_grad(loss, has_aux=has_aux)
-    return lambda params, batch, *, key, **_: found(params, batch, key)
+    value_and_grad = jax.value_and_grad(loss, has_aux=has_aux)
+    return lambda params, batch, *, key, **_: value_and_grad(params, batch, key)
 
 
 def lpf_increasing(
@@ -187,8 +187,9 @@ def lpf_increasing(
         transition_steps: steps until the noise is at its largest, usually those of the run.
         gamma: the size of the noise at the start.
         final_ratio: the last gamma over the first.
-        num_samples: M, which must divide the batch.
-        scale: of the noise, see `jaxdist.flatness.deviation`.
+        num_samples: gradients averaged in a step, M; it divides the batch.
+        scale: what the noise grows with, as in `jaxdist.flatness.deviation`: "std", "var",
+            "std_norm" (the norm of a filter), "elementwise" (a parameter) or "isotropic".
         has_aux: whether the loss returns a pair of the loss and something else.
     """
     grows = flatness.cosine_increase_schedule(gamma, final_ratio, transition_steps)

@@ -26,7 +26,7 @@ def flag(annotation: Any) -> Any:
     """
     members = [part for part in _members(annotation) if _is_written(part)]
     if not members:
-        raise ValueError(f"{said(annotation)} is no type of an option: allowed are {WRITTEN}")
+        raise ValueError(f"{shown(annotation)} is no type of an option: allowed are {WRITTEN}")
     annotation = functools.reduce(operator.or_, members)
     if not any(_is_nested(part) for part in members):
         return annotation
@@ -36,7 +36,7 @@ def flag(annotation: Any) -> Any:
             value = ast.literal_eval(words[0])
             if fits(value, annotation):
                 return value
-        raise ValueError(f"{words[0]!r}: allowed is a Python literal of type {said(annotation)}")
+        raise ValueError(f"{words[0]!r}: allowed is a Python literal of type {shown(annotation)}")
 
     literal = tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -66,7 +66,7 @@ def _is_written(annotation: Any) -> bool:
     )
 
 
-def said(annotation: Any) -> str:
+def shown(annotation: Any) -> str:
     """The annotation as it is written in code."""
     plain = isinstance(annotation, type) and not typing.get_args(annotation)
     text = annotation.__name__ if plain else str(annotation)

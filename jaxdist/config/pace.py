@@ -17,7 +17,7 @@ from jaxdist.training.ways import Asynchronous
 def pace(
     config: Config, run: Run, make: Callable[..., optax.GradientTransformation]
 ) -> tuple[Run, Timeline | None]:
-    """Puts a run on its clock, and makes it asynchronous if the configuration says so.
+    """Puts a run on its clock, and makes it asynchronous if the configuration has it so.
 
     Args:
         config: the configuration.
@@ -32,7 +32,8 @@ def pace(
         ValueError: if the clock does not fit the workers, or the rule cannot be run so.
     """
     row, options = rules.row(config.rule.factory), config.rule.options()
-    link, period, bounded = config.clock.link, _period(config), is_bounded(config)
+    link, bounded = config.clock.link, is_bounded(config)
+    period = _period(config) if config.asynchronous else 0
     if config.asynchronous and not bounded:
         steps = max(run.steps // period, 1) * period
         run = dataclasses.replace(run, steps=steps, way=Asynchronous(period))
@@ -45,19 +46,21 @@ def pace(
     if not config.asynchronous:
         timeline = clock.simulate(traffic, speeds, link, run.steps, delay=_delay(config))
     elif bounded:
+        assert row.bound is not None
+        assert row.table is not None
         table, timeline = clock.delays(
             traffic, speeds, link, run.steps, period=period, max_delay=options[row.bound]
         )
         given = {"tx": make(**options | {row.table: table})}
     else:
         ends = period * (1 + np.arange(run.steps // period))
-        syncs = [sum(map(link.seconds, traffic.at(end - 1))) for end in ends]
+        syncs = [sum(link.seconds(sent) for sent in traffic.at(int(end) - 1)) for end in ends]
         if row.table is not None:
             quorum = options.get("quorum", config.workers)
             merges = clock.arrivals(speeds, max(syncs), period, len(ends), quorum=quorum, grace=0.0)
             # nobody waits for a late average: it is used at the next launch
-            found = {row.table: period if row.table == row.late else merges.arrived}
-            given = {"tx": make(**options | found), "way": Asynchronous(period, merges.steps)}
+            delays = {row.table: period if row.table == row.late else merges.arrived}
+            given = {"tx": make(**options | delays), "way": Asynchronous(period, merges.steps)}
             given["virtual_seconds"] = merges.seconds
         else:
             grants = clock.grants(speeds, period, len(ends))
@@ -76,9 +79,9 @@ def is_bounded(config: Config) -> bool:
 
 
 def _period(config: Config) -> int:
-    """Steps between the syncs at which an asynchronous run meets."""
+    """Steps between the syncs of an asynchronous run."""
     period = rules.row(config.rule.factory).barrier(config.rule.options())
-    if config.asynchronous and period is None:
+    if period is None:
         raise ValueError(
             f"asynchronous: the rule {config.rule.factory!r} has no period between whose syncs "
             f"workers could take unequal steps"

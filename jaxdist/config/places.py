@@ -6,10 +6,10 @@ from jaxdist.config.config import Config
 
 
 def places(config: Config) -> list[list[jax.Device]]:
-    """Where the workers are, and where there are others beside them.
+    """Where the workers are, and where averages overlap with their steps.
 
-    All devices; of a CPU's forced ones, which may be too many, one for each worker's part. Beside
-    the workers is the second half of each process's.
+    All devices; of a CPU's forced ones, which may be too many, one for each worker's part.
+    Averages that overlap get the second half of each process's.
     """
     by_process: dict[int, list[jax.Device]] = {}
     for device in jax.devices():
@@ -29,8 +29,8 @@ def places(config: Config) -> list[list[jax.Device]]:
         return [[device for devices in by_process.values() for device in devices]]
     if odd := [process for process, devices in by_process.items() if len(devices) % 2]:
         raise ValueError(
-            f"overlap='devices': process {odd[0]} has {len(by_process[odd[0]])} devices; it must "
-            f"be an even number, half of them for the workers"
+            f"overlap='devices': process {odd[0]} has {len(by_process[odd[0]])} devices: allowed "
+            f"are even numbers, half of them for the workers"
         )
     cut = lambda devices: (devices[: len(devices) // 2], devices[len(devices) // 2 :])
     halves = zip(*map(cut, by_process.values()), strict=True)

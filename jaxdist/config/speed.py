@@ -16,15 +16,15 @@ class Clock:
     step_seconds: float = 0.0
     """Compute of a step on average; 0: no virtual clock."""
     budget: float = 0.0
-    """Length of the run on the clock, which overrides epochs and steps; 0: those."""
+    """Length of the run in virtual seconds, overrides epochs and steps; 0: they decide."""
     sigma: float = 0.0
-    """Spread of that from step to step, log-normal; 0.1 is about 10%."""
+    """Log-normal spread of a step's seconds from step to step; 0.1 is about 10%."""
     stragglers: tuple[tuple[int, float], ...] = ()
-    """Pairs of a worker and how many times as long it takes."""
+    """Pairs of a worker and the factor by which its steps are longer."""
     pauses: tuple[tuple[int, int, float], ...] = ()
-    """A worker, its step, and by how many seconds that one is longer."""
+    """Triples of a worker, one of its steps, and the seconds by which that one is longer."""
     latency: float = 0.0
-    """Seconds a message."""
+    """Seconds that each message takes besides its bytes."""
     bandwidth: float = 1.25e9
     """Bytes a second of each link, or of the server."""
     network: Literal["ring", "server"] = "ring"

@@ -72,7 +72,7 @@ def make_augment(
 
     def augment(x: jax.Array, key: jax.Array) -> jax.Array:
         if x.ndim != 4:
-            raise ValueError(f"x is {list(x.shape)}; it must be a batch of images [B, H, W, C]")
+            raise ValueError(f"x.shape={list(x.shape)}: allowed are batches of images [B, H, W, C]")
         crop_key, flip_key, cutout_key = jax.random.split(key, 3)
         if crop:
             x = _crop(x, crop_key, crop)

@@ -18,7 +18,7 @@ def idx(*, path: str) -> Dataset:
     `t10k-labels-idx1-ubyte`, also with `.` before `idx`, each with or without `.gz`.
 
     Args:
-        path: the folder.
+        path: the folder of the four files.
 
     Raises:
         ValueError: if the folder or a file is missing, truncated or of another format, or images
@@ -37,7 +37,7 @@ def npz(*, path: str) -> Dataset:
     Images are uint8, `[N, H, W]` or `[N, H, W, C]`; labels are integers from 0, `[N]` or `[N, 1]`.
 
     Args:
-        path: the `.npz` file.
+        path: the `.npz` file of the four arrays.
 
     Raises:
         ValueError: if the file is missing, truncated or of another format, or images and labels do
@@ -66,7 +66,7 @@ def text(*, path: str, length: int = 128, test_fraction: float = 0.1) -> Dataset
     that each byte but the first is predicted once; what does not fill a window is dropped.
 
     Args:
-        path: the file, of any encoding.
+        path: the file to learn, of any encoding.
         length: bytes per sequence, T.
         test_fraction: share of the file that is kept for testing, between 0 and 1.
 
@@ -114,8 +114,8 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
     names = [f"{stem}{dot}idx{rank}-ubyte{end}" for dot in "-." for end in ("", ".gz")]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(f"path={str(folder)!r} holds {found}: needed is one of {', '.join(names)}")
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise ValueError(f"path={str(folder)!r} holds {there}: needed is one of {', '.join(names)}")
     try:
         raw = file.read_bytes()
         if file.suffix == ".gz":

@@ -18,7 +18,7 @@ def main(parent: str, *command: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it ended before we asked to be told
+    if os.getppid() != int(parent):  # it ended before the signal was set
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         os.execvp(command[0], command)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from jaxdist.launch.children import ALONE, signal_group, start
 from jaxdist.launch.output import Output
@@ -32,7 +33,7 @@ class Launcher:
         grace: seconds that the others have to end when one failed or a signal came.
         elastic: whether the run goes on with those that are left, or with more: the others are
             killed soon after one failed, since without it they can neither go on nor save, and all
-            are told to save and end where one is to join.
+            save and end where one is to join.
 
     Attributes:
         stopped: the signal that ended the run, if one did.
@@ -51,16 +52,18 @@ class Launcher:
 
     def __enter__(self) -> "Launcher":
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
-        heard = (*(STOPS[:2] if ignored else STOPS), *[JOIN] * self._elastic)
+        watched = (*(STOPS[:2] if ignored else STOPS), *[JOIN] * self._elastic)
         self._before = {
             number: signal.signal(number, lambda n, _: self._events.put(signal.Signals(n)))
-            for number in heard
+            for number in watched
         }
         self._guard = subprocess.Popen(
             [*ALONE, Path(__file__).with_name("guard.py")],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
+        assert self._guard.stdin is not None
+        self._to_guard: IO[bytes] = self._guard.stdin
         return self
 
     def __exit__(self, *_) -> None:
@@ -68,7 +71,7 @@ class Launcher:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         with contextlib.suppress(OSError):
-            self._guard.stdin.close()
+            self._to_guard.close()
         self._guard.wait()
 
     def run(self, environments: Sequence[Mapping[str, str]]) -> int:
@@ -86,9 +89,11 @@ class Launcher:
         return status
 
     def pause(self, seconds: float) -> bool:
-        """Waits, and tells whether no signal came meanwhile."""
+        """Waits, and returns whether no signal came meanwhile."""
         with contextlib.suppress(queue.Empty):
-            self.stopped = self._events.get(timeout=seconds)
+            event = self._events.get(timeout=seconds)
+            assert isinstance(event, signal.Signals)  # no process runs that could end
+            self.stopped = event
         return self.stopped is None
 
     def say(self, text: str) -> None:
@@ -103,6 +108,8 @@ class Launcher:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        assert child.stdout is not None
+        assert child.stderr is not None
         self._running[index] = child.pid
         self._inform("+", child.pid)
         self._output.follow(index, child.stdout, 1)
@@ -116,8 +123,10 @@ class Launcher:
         self._events.put((index, status))
 
     def _wait(self) -> int:
-        self._failed, self._killed, self._struck = 0, False, []
-        self._allowed, self._deadline = 0.0, None
+        self._failed, self._killed = 0, False
+        self._struck: list[int] = []
+        self._allowed = 0.0
+        self._deadline: float | None = None
         while self._running:
             try:
                 now = time.monotonic()
@@ -139,12 +148,12 @@ class Launcher:
         if number == JOIN:
             self.joining += 1
             first = self.joining == 1 and self.stopped is None and not self._failed
-            told = "one more is to join: SIGTERM to"
+            message = "one more is to join: SIGTERM to"
         else:
             first, self.stopped = self.stopped is None, self.stopped or number
-            told = f"{number.name}, passed on to"
+            message = f"{number.name}, passed on to"
         if first:
-            self.say(f"{told} {_names(self._running)}")
+            self.say(f"{message} {_names(self._running)}")
             self._send(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
             self._give(self._grace)
         elif number == signal.SIGINT:
@@ -179,7 +188,7 @@ class Launcher:
 
     def _inform(self, sign: str, pid: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # the guard, or this, may have ended
-            os.write(self._guard.stdin.fileno(), f"{sign}{pid}\n".encode())
+            os.write(self._to_guard.fileno(), f"{sign}{pid}\n".encode())
 
 
 def _how(status: int) -> str:

@@ -33,7 +33,7 @@ def classification(
         loss: `loss(logits, y)`, the mean over the examples, for training; evaluations report the
             cross-entropy.
         augment: `augment(x, key) -> x`, or None.
-        top: k > 1 reports "top_k_accuracy" besides: how often the class is among the k of largest
+        top: k > 1 also reports "top_k_accuracy": how often the class is among the k of largest
             logits.
 
     Raises:
@@ -61,11 +61,11 @@ def classification(
 
     def measure(logits, y):
         check_labels(logits, y, dataset.num_classes)
-        found = {"accuracy": _of_examples(logits.argmax(-1) == y)}
+        measured = {"accuracy": _of_examples(logits.argmax(-1) == y)}
         if top > 1:
             among = (lax.top_k(logits, top)[1] == y[..., None]).any(-1)
-            found[f"top_{top}_accuracy"] = _of_examples(among)
-        return found
+            measured[f"top_{top}_accuracy"] = _of_examples(among)
+        return measured
 
     return supervised(model, dataset, training, cross_entropy, measure, ACCURACY, augment=augment)
 

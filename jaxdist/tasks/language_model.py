@@ -33,8 +33,8 @@ def language_model(model: Model, dataset: Dataset, *, loss: Loss = cross_entropy
         >>> from jaxdist import data, models
         >>> dataset = data.digit_sequences()
         >>> model = models.transformer(dataset.input_shape, dataset.num_classes)
-        >>> found = language_model(model, dataset).report({"loss": math.log(8)}, 100)
-        >>> {name: round(value, 4) for name, value in found.items()}
+        >>> metrics = language_model(model, dataset).report({"loss": math.log(8)}, 100)
+        >>> {name: round(value, 4) for name, value in metrics.items()}
         {'perplexity': 8.0, 'bits_per_token': 3.0, 'loss': 2.0794}
     """
 

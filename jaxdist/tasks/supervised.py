@@ -85,5 +85,5 @@ def _check_rows(batch: Any, outputs: jax.Array) -> None:
         for name, tree in (("x", batch[0]), ("y", batch[1]), ("the outputs", outputs))
     }
     if len({tuple(shape[:1]) for each in shapes.values() for shape in each}) > 1:
-        found = ", ".join(f"{name} {str(each)[1:-1]}" for name, each in shapes.items())
-        raise ValueError(f"shapes are: {found}; all must have one row for each example, [B, ...]")
+        listed = ", ".join(f"{name} {str(each)[1:-1]}" for name, each in shapes.items())
+        raise ValueError(f"shapes {listed}: allowed is one row for each example, [B, ...]")

@@ -56,7 +56,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
-        """Closes; what went wrong before is told rather than a save that failed as well."""
+        """Closes; an error from before is raised rather than that of a save that failed too."""
         if isinstance(error, LostProcessError):
             self._saves.give_up()
         try:
@@ -70,9 +70,9 @@ class Checkpoints:
         return max(steps_in(self._directory), default=None)
 
     def _some(self, step: int | None) -> int:
-        if (found := self.latest() if step is None else step) is None:
+        if (chosen := self.latest() if step is None else step) is None:
             raise ValueError(f"{self._directory} holds no complete checkpoint")
-        return found
+        return chosen
 
     def restore(self, step: int | None = None) -> TrainState:
         """A checkpoint's state, laid out as the run is, which need not be as it was saved.
@@ -100,7 +100,7 @@ class Checkpoints:
         return state if saved == run.workers.num else make_resize(run, saved)(state)
 
     def note(self, step: int | None = None) -> dict[str, Any]:
-        """What a checkpoint says of itself, beside the state; without a step the last one.
+        """A checkpoint's note, without the state; of the last one without a step.
 
         Raises:
             ValueError: if it is damaged.
@@ -116,13 +116,13 @@ class Checkpoints:
                 raise ValueError("its note is not the one that was saved")
         return content
 
-    def save(self, state: TrainState, step: int, told: Mapping[str, Any]) -> None:
+    def save(self, state: TrainState, step: int, counts: Mapping[str, Any]) -> None:
         """Starts to save; returns as soon as the state's memory may be reused.
 
         Args:
             state: the state.
             step: the steps that are done.
-            told: what the run's lines count up, as `RunLog.note` gives it.
+            counts: what the run's lines count up, as `RunLog.note` gives it.
 
         Raises:
             SaveError: if this or the save before it fails.
@@ -132,7 +132,7 @@ class Checkpoints:
             "config": self._run.description,
             "digest": _digest(state),
             "workers": self._run.workers.num,
-            "told": dict(told),
+            "told": dict(counts),
         }
         note["checksum"] = checksum(note)
         items = args.Composite(state=args.StandardSave(state), note=args.JsonSave(note))
@@ -245,7 +245,7 @@ def _orbax() -> ModuleType:
 
 
 def checksum(note: Mapping[str, Any]) -> int:
-    """Tells whether a checkpoint's note is damaged; it is no signature."""
+    """A number by which a damaged note is noticed; it is no signature."""
     return zlib.crc32(json.dumps(note, sort_keys=True).encode())
 
 

@@ -33,10 +33,10 @@ def candidates(params: Any, opt_state: Any) -> dict[str, Any]:
     Returns:
         "mean": the uniform mean of the workers that are finite; "center", if the rule keeps one.
     """
-    found = {"mean": stacked.mean(params)}
+    points = {"mean": stacked.mean(params)}
     if (center := rules.center(opt_state)) is not None:
-        found["center"] = stacked.mean(center)
-    return found
+        points["center"] = stacked.mean(center)
+    return points
 
 
 def make_reestimate(run: Run) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
@@ -139,13 +139,13 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         added = lambda a: functools.reduce(np.add, a)
         whole_means = {name: jax.tree.map(added, means[name]) for name in whole}
         reported = task.report(whole_means["mean"], count)
-        found: dict[str, Any] = {f"test_{name}": float(x) for name, x in reported.items()}
+        result: dict[str, Any] = {f"test_{name}": float(x) for name, x in reported.items()}
         each = [jax.tree.map(lambda a, i=i: a[i], means["own"]) for i in range(num)]
-        found[headline.workers] = [float(of(own)) for own in each]
-        found["consensus_distance"] = float(np.asarray(distance))
+        result[headline.workers] = [float(of(own)) for own in each]
+        result["consensus_distance"] = float(np.asarray(distance))
         if "center" in whole:
-            found[headline.center] = float(of(whole_means["center"]))
-        return found
+            result[headline.center] = float(of(whole_means["center"]))
+        return result
 
     return evaluate
 
@@ -154,9 +154,9 @@ def evaluated(run: Run) -> list[str]:
     """The names of the single numbers that an evaluation gives, without computing any."""
     means = jax.tree.map(lambda x: np.ones(x.shape), _sums(run))
     task = run.task
-    found = [f"test_{name}" for name in task.report(means, 1)] + ["consensus_distance"]
+    names = [f"test_{name}" for name in task.report(means, 1)] + ["consensus_distance"]
     opt_state = jax.eval_shape(lambda: run.tx.init(initial_model(run)[0]))
-    return found + [task.headline.center] * (rules.center(opt_state) is not None)
+    return names + [task.headline.center] * (rules.center(opt_state) is not None)
 
 
 def _sums(run: Run) -> dict[str, jax.ShapeDtypeStruct]:

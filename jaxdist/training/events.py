@@ -1,4 +1,4 @@
-"""TensorBoard's events, written at once: a disk that is full is told, and nobody waits for it."""
+"""TensorBoard's events, written at once: a full disk is an error, and nobody waits for it."""
 
 import contextlib
 import platform
@@ -50,7 +50,7 @@ class EventsWriter:
         self._append(step=line["step"], summary=self._summary(value=points))
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # `write` has told it
+        with contextlib.suppress(OSError):  # `write` has raised it
             self._file.close()
 
     def _append(self, **event: Any) -> None:

@@ -23,14 +23,14 @@ ROLL_CALL = 5.0
 
 
 class PreemptedError(Exception):
-    """A run that was told to stop, and has saved its state.
+    """A run that was asked to stop, and has saved its state.
 
     Attributes:
         step: the steps that are done and in the checkpoint.
     """
 
     def __init__(self, step: int):
-        super().__init__(f"told to stop: saved at step {step}, from which the same run goes on")
+        super().__init__(f"asked to stop: saved at step {step}, from which the same run goes on")
         self.step = step
 
 
@@ -39,9 +39,9 @@ class LostProcessError(RuntimeError):
 
 
 class StopSignal:
-    """Whether SIGTERM told the run to stop: at any process, and all hear of it at the same look.
+    """Whether SIGTERM came, at any process; all see it at the same look.
 
-    A context manager. Of several processes JAX's preemption service hears the signal; a single
+    A context manager. Of several processes JAX's preemption service catches the signal; a single
     process notes it itself, if this is its main thread.
     """
 
@@ -132,7 +132,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def naming_the_lost() -> Iterator[None]:
-    """Says which process is lost, where that is why something in here failed.
+    """Names the process that is lost, where that is why something in here failed.
 
     Raises:
         LostProcessError: in place of the error, if some processes do not answer within `ROLL_CALL`,
@@ -144,7 +144,7 @@ def naming_the_lost() -> Iterator[None]:
         if not _several():
             raise
         try:
-            Store("jaxdist/roll call").meet("the roll call after a failure", ROLL_CALL)
+            Store("jaxdist/roll call").barrier("the roll call after a failure", ROLL_CALL)
         except TimeoutError as missing:
             raise LostProcessError(f"{missing}: it is gone or stuck ({_line(error)})") from error
         except jax.errors.JaxRuntimeError:

@@ -115,13 +115,13 @@ class Loaded:
         return lambda batch: predict(*point, batch)
 
     def portable(self, which: str | int = "mean", **about: str) -> Portable:
-        """One model as named arrays, with its name and the step among what is said of it.
+        """One model as named arrays, with its name and the step in its description.
 
         Raises:
             ValueError: if there is no such model.
         """
-        told = {"which": point_name(which), "step": str(self.step)}
-        return portable(self.point(which), **about, **told)
+        origin = {"which": point_name(which), "step": str(self.step)}
+        return portable(self.point(which), **about, **origin)
 
     def _candidates(self) -> dict[str, Any]:
         return candidates(self.train_state.params, self.train_state.opt_state)

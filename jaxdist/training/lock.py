@@ -31,7 +31,7 @@ class Lock:
     `lock.json` names the host, the process and when that was started, and a thread touches it every
     `BEAT` seconds. What a process leaves that is killed is known by that: on the same host there is
     no such process, or one that was started at another time. Of another host a shared file system
-    tells no more than the touches; the next run takes the lock over once there were none for
+    shows no more than the touches; the next run takes the lock over once there were none for
     `SILENCE` seconds, for which it waits, so that a job goes on that was moved to another host.
 
     Args:
@@ -66,7 +66,7 @@ class Lock:
         """Looks whether the lock is still this run's.
 
         Raises:
-            ValueError: if this run was not heard of for so long that another took it over.
+            ValueError: if this run did not touch it for so long that another took it over.
         """
         if self._lost:
             raise ValueError(f"{self._path} is of another run now: this one was silent too long")
@@ -100,26 +100,26 @@ class Lock:
             return False
         return True
 
-    def _wait_for_silence(self, owner: dict[str, Any], heard: float) -> None:
+    def _wait_for_silence(self, owner: dict[str, Any], touched: float) -> None:
         """Returns when the owner was silent for long enough.
 
         Raises:
-            ValueError: if it is heard of, or known to live.
+            ValueError: if it touches the lock, or is known to live.
             FileNotFoundError: if it gives the lock back.
         """
-        deadline = time.monotonic() + SILENCE - max(0.0, _now(self._path.parent) - heard)
-        told, alive = False, _is_alive(owner)
+        deadline = time.monotonic() + SILENCE - max(0.0, _now(self._path.parent) - touched)
+        warned, alive = False, _is_alive(owner)
         while not alive and (left := deadline - time.monotonic()) > 0:
-            if not told:
+            if not warned:
                 log.warning(
                     "%s has this workdir: waiting %.0f s whether it lives (if it does not, "
                     "removing %s saves the wait)",
                     *(_named(owner), left, self._path),
                 )
-                told = True
+                warned = True
             time.sleep(min(1.0, left))
             with self._path.open() as again:  # a file that is opened anew is not a cached one
-                alive = os.fstat(again.fileno()).st_mtime != heard
+                alive = os.fstat(again.fileno()).st_mtime != touched
         if alive:
             raise ValueError(
                 f"workdir {str(self._path.parent)!r} is in use by {_named(owner)}. Nothing was "

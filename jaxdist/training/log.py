@@ -30,14 +30,14 @@ WINDOW = 32
 """Steps whose losses are looked over at once, for their mean and one that is not finite."""
 
 HORIZON = 1024
-"""Steps, at least, in which a run's syncs are told apart."""
+"""Steps, at least, in which kinds of syncs are distinguished."""
 
 
 class RunLog:
     """The lines of the metrics file, each written once the step after it is on its way.
 
     A line every `run.log_every` steps, with what is so after them, and the mean of the losses since
-    the line before; with each, one just before and one right after a sync, which tell the consensus
+    the line before; with each, one just before and one right after a sync, with the consensus
     distance there (see `looks`); and those of evaluations.
 
     Every process keeps one, because what several processes hold is reduced by all of them; only
@@ -49,7 +49,7 @@ class RunLog:
         workdir: its folder.
         step: the steps that are done.
         show: gets the lines of training metrics as well.
-        told: the `note` of those steps; empty at the start of a run.
+        note: the `note` of those steps; empty at the start of a run.
         seen: the numbers of steps after which it gets to see the run, ascending.
     """
 
@@ -60,7 +60,7 @@ class RunLog:
         workdir: Path,
         step: int,
         show: Show,
-        told: Mapping[str, Any],
+        note: Mapping[str, Any],
         seen: np.ndarray,
     ):
         self._run, self._traffic, self._show = run, traffic, show
@@ -74,39 +74,39 @@ class RunLog:
             if run.tensorboard:
                 self._writers.append(EventsWriter(workdir / record.TENSORBOARD, step))
             self._writers += tracked
-        before = lambda name: max(last.get(name, 0.0), told.get(name, 0.0))
+        before = lambda name: max(last.get(name, 0.0), note.get(name, 0.0))
         self._began = time.monotonic() - before("seconds")
         self._watch = Stopwatch(before("train_seconds"))
-        self._mark: tuple[int, float] | None = None  # where the rate is counted from
+        self._mark: tuple[int, float] | None = None  # where the rate begins
         self._previous: jax.Array | None = None
         self._pending: tuple[int, bool, list[str], Any] | None = None
         self._start = step
-        self._sent = step, told.get("bytes_sent", 0)
-        self._epoch = told.get("epoch", 0.0)
+        self._sent = step, note.get("bytes_sent", 0)
+        self._epoch = note.get("epoch", 0.0)
         place = run.workers.sharding
         make = lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i])
         none = np.zeros(run.workers.num, bool), np.zeros(run.workers.num, np.float32)
         self._none = tuple(map(make, none))
-        self._found, self._since = self._none, step
+        self._sums, self._since = self._none, step
         self._losses: list[jax.Array] = []
-        if len(losses := told.get("losses", ())) == run.workers.num:
+        if len(losses := note.get("losses", ())) == run.workers.num:
             bad, sums = np.array(losses, float).T  # null is NaN
-            self._found = make(bad > 0), make(sums.astype(np.float32))
-            self._since = told["since"]
+            self._sums = make(bad > 0), make(sums.astype(np.float32))
+            self._since = note["since"]
         self._reported: set[int] = set()
         acting = traffic_of(run, only=("local", "sync")) if traffic.delayed else traffic
         horizon = max(run.steps, HORIZON) + 1  # a longer run has the same lines until here
         self._looks = looks(acting.pattern(np.arange(horizon)), run.log_every, seen)
 
-        def observe(params, metrics, found, number):
-            bad, total = found
-            told = {"consensus_distance": stacked.consensus_distance(params), **metrics}
+        def observe(params, metrics, sums, number):
+            bad, total = sums
+            values = {"consensus_distance": stacked.consensus_distance(params), **metrics}
             if run.way.equal_steps:
-                told["mean_loss"] = total / number
-            return told | {"nonfinite_workers": bad}
+                values["mean_loss"] = total / number
+            return values | {"nonfinite_workers": bad}
 
-        def look_over(found, losses, number):
-            bad, total = found
+        def look_over(sums, losses, number):
+            bad, total = sums
             for i, loss in enumerate(losses):  # one by one: the sum is the same after a resumption
                 total = jnp.where(i < number, total + loss.astype(jnp.float32), total)
             return bad | ~jnp.isfinite(jnp.stack(losses)).all(0), total
@@ -149,7 +149,7 @@ class RunLog:
         All processes ask for it.
         """
         self._look_over_losses(whole=False)
-        losses = plain(np.asarray(self._gather(self._found)).T)
+        losses = plain(np.asarray(self._gather(self._sums)).T)
         return self.totals(done) | {"losses": losses, "since": self._since}
 
     def progress(self, before: int, progress: Progress) -> None:
@@ -166,10 +166,10 @@ class RunLog:
         looked = [f"consensus_{when}_sync" for when, at in self._looks.items() if done in at]
         if due or looked:
             number = np.float32(done - self._since)
-            observed = self._observe(state.params, metrics, self._found, number)
+            observed = self._observe(state.params, metrics, self._sums, number)
             self._pending = done, due, looked, observed
         if due:
-            self._found, self._since = self._none, done
+            self._sums, self._since = self._none, done
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -178,9 +178,9 @@ class RunLog:
         with self._watch.pause():
             yield
 
-    def evaluation(self, done: int, found: dict[str, Any]) -> None:
+    def evaluation(self, done: int, result: dict[str, Any]) -> None:
         """Writes the line of an evaluation."""
-        self._write(self._head(done) | found)
+        self._write(self._head(done) | result)
 
     def close(self) -> None:
         """Closes the files."""
@@ -194,7 +194,7 @@ class RunLog:
             window, self._losses = self._losses[:WINDOW], self._losses[WINDOW:]
             number = len(window)
             window += window[:1] * (WINDOW - number)
-            self._found = self._look_over(self._found, window, np.int32(number))
+            self._sums = self._look_over(self._sums, window, np.int32(number))
 
     def _write(self, line: dict[str, Any]) -> None:
         for writer in self._writers:
@@ -217,14 +217,14 @@ class RunLog:
         (done, due, looked, observed), self._pending = self._pending, None
         if not self._writers:
             return
-        found = {name: np.asarray(value) for name, value in observed.items()}
-        line = self._head(done) | dict.fromkeys(looked, found["consensus_distance"])
+        values = {name: np.asarray(value) for name, value in observed.items()}
+        line = self._head(done) | dict.fromkeys(looked, values["consensus_distance"])
         if not due:
             self._write(line)
             return
-        bad = np.flatnonzero(found.pop("nonfinite_workers")).tolist()
+        bad = np.flatnonzero(values.pop("nonfinite_workers")).tolist()
         rate, self._mark = self._rate(done), (done, self._watch.seconds)
-        line |= {"steps_per_second": rate, **found, "nonfinite_workers": bad}
+        line |= {"steps_per_second": rate, **values, "nonfinite_workers": bad}
         self._write(line)
         self._show(line)
         for worker in sorted(set(bad) - self._reported):

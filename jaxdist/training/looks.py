@@ -9,7 +9,7 @@ import numpy as np
 
 
 def looks(pattern: np.ndarray, log_every: int, seen: np.ndarray) -> dict[str, frozenset[int]]:
-    """Chooses one sync for each line of metrics, the last that the line can tell.
+    """Chooses one sync for each line of metrics, the last that the line can show.
 
     Args:
         pattern: what changes parameters at each step, bool `[conditions, T]`, as `Traffic.pattern`
@@ -23,8 +23,8 @@ def looks(pattern: np.ndarray, log_every: int, seen: np.ndarray) -> dict[str, fr
 
     Example:
         >>> t = np.arange(40)
-        >>> found = looks(((t + 1) % 8 == 0)[None], log_every=10, seen=t + 1)
-        >>> sorted(found["before"]), sorted(found["after"])
+        >>> picked = looks(((t + 1) % 8 == 0)[None], log_every=10, seen=t + 1)
+        >>> sorted(picked["before"]), sorted(picked["after"])
         ([7, 15, 23, 39], [8, 16, 24, 40])
     """
     chosen = _rarest(pattern)
@@ -33,8 +33,8 @@ def looks(pattern: np.ndarray, log_every: int, seen: np.ndarray) -> dict[str, fr
     line = np.searchsorted(lines, done)
     after = done[np.append(np.diff(line) > 0, True)[: len(done)]]
     before = after[~np.insert(chosen, 0, False)[after - 1]] - 1
-    found = {"before": before, "after": after}
-    return {when: frozenset(np.intersect1d(at, seen).tolist()) for when, at in found.items()}
+    picked = {"before": before, "after": after}
+    return {when: frozenset(np.intersect1d(at, seen).tolist()) for when, at in picked.items()}
 
 
 def _rarest(pattern: np.ndarray) -> np.ndarray:

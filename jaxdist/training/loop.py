@@ -63,7 +63,7 @@ def train(
         traffic = traffic_of(run)  # refuses what does not fit, before a file is written
         advance = make_advance(run, traffic)  # and this too
         interrupt.look()
-        start, state, told = _begin(run, checkpoints)
+        start, state, note = _begin(run, checkpoints)
         interrupt.look()
         main = multihost.is_main()
         if main:
@@ -72,8 +72,10 @@ def train(
         show = stack.enter_context(console(run.rule, start, run.steps, visible=visible))
         stops = run.way.stops(run, traffic)
         if run.start is not None:
-            show(run.start.said() if start == 0 else f"goes on from step {start}, not its start")
-        log = RunLog(run, traffic, workdir, start, show, told, stops)
+            show(
+                run.start.describe() if start == 0 else f"goes on from step {start}, not its start"
+            )
+        log = RunLog(run, traffic, workdir, start, show, note, stops)
         stack.callback(log.close)
         advance = startup.watch(advance, show)
         if profile:
@@ -88,12 +90,12 @@ def train(
                 lock.check()
 
         with naming_the_lost():
-            state, found = _steps(run, advance, state, start, log, checkpoints, stop, check)
+            state, result = _steps(run, advance, state, start, log, checkpoints, stop, check)
         summary = {
             "rule": run.rule,
             "workers": run.workers.num,
             "steps": run.steps,
-            **found,
+            **result,
             "bytes_sent_per_worker": log.bytes_sent(run.steps),
             "seconds": round(log.seconds, 3),
             **log.virtual(run.steps),
@@ -131,7 +133,7 @@ def _steps(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains from step `start` to the end, and evaluates there; `check` may end it in between."""
     evaluate, revive = make_evaluate(run), make_revive(run)
-    done, found = start, None
+    done, result = start, None
     while done < run.steps:
         before = done
         done, state, *_ = progress = advance(state, done)
@@ -141,16 +143,16 @@ def _steps(
             state = revive(state)
         if passed(before, done, run.eval_every, run.steps):
             with log.pause():
-                found = evaluate(state)
-                log.evaluation(done, found)
+                result = evaluate(state)
+                log.evaluation(done, result)
             check()
-        told = stop.requested() and done < run.steps
-        if told or passed(before, done, run.checkpoint_every, run.steps):
+        stopping = stop.requested() and done < run.steps
+        if stopping or passed(before, done, run.checkpoint_every, run.steps):
             with log.pause():
                 checkpoints.save(state, done, log.note(done))
-        if told:
+        if stopping:
             checkpoints.wait()
             raise PreemptedError(done)
-    found = found or evaluate(state)
+    result = result or evaluate(state)
     checkpoints.wait()
-    return state, found
+    return state, result

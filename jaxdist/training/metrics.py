@@ -22,13 +22,13 @@ def read(path: Path) -> list[Line]:
         ValueError: if a line before the last one is no JSON object.
     """
     lines = path.read_text().split("\n") if path.exists() else []
-    complete, found = lines[:-1], []  # what follows the last newline was never finished
+    complete, parsed = lines[:-1], []  # what follows the last newline was never finished
     for number, text in enumerate(complete, 1):
         try:
-            found.append(dict(json.loads(text)))
+            parsed.append(dict(json.loads(text)))
         except (ValueError, TypeError):
             raise ValueError(f"{path}:{number} is no JSON object: {text[:80]!r}") from None
-    return found
+    return parsed
 
 
 class MetricsWriter:

@@ -19,7 +19,7 @@ PARTING = 20
 """Seconds for which a process that ends waits for the others."""
 
 HEARTBEAT = 20
-"""Seconds after which JAX's runtime takes a process that is not heard of for dead."""
+"""Seconds after which JAX's runtime takes a silent process for dead."""
 
 JOINING = 100
 """Seconds that the processes of one machine wait for each other to join; JAX's own are 300."""
@@ -35,10 +35,10 @@ _BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 
 
 def initialize() -> None:
-    """Joins the other processes if the environment tells of any; call it before JAX starts.
+    """Joins the other processes if the environment names any; call it before JAX starts.
 
     Where `JAX_COORDINATOR_ADDRESS` (`host:port`), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are set
-    it joins as they say; under Open MPI the first is enough, and needed from version 5 on. In a
+    it joins by them; under Open MPI the first is enough, and needed from version 5 on. In a
     Slurm step or under Open MPI 4 with several tasks, and on the hosts of a TPU slice, as JAX
     detects. Otherwise it does nothing.
 
@@ -117,26 +117,26 @@ def decided_by_main(action: Callable[[], None], within: float) -> None:
 
     Args:
         action: what the main process does.
-        within: seconds that the others wait for its word.
+        within: seconds that the others wait for its result.
 
     Raises:
-        ValueError: at all processes, with what the main one says, if it raises one or an OSError;
-            at the others also if they hear nothing of it.
+        ValueError: at all processes, with the main one's message, if it raises one or an OSError;
+            at the others also if there is no result in time.
     """
     store, place = Store("jaxdist/decisions"), next(_DECISIONS)
     if is_main():
-        said = "process 0 has ended"
+        refusal = "process 0 has ended"
         try:
             action()
-            said = ""
+            refusal = ""
         except (ValueError, OSError) as error:
-            said = str(error)
+            refusal = str(error)
             raise
         finally:
-            store.set(place, said)
-    elif said := store.get(place, 0, within):
-        raise ValueError(said)
-    elif said is None:
+            store.set(place, refusal)
+    elif refusal := store.get(place, 0, within):
+        raise ValueError(refusal)
+    elif refusal is None:
         raise ValueError(f"process 0 did not say within {within:g} s whether the run may begin")
 
 
@@ -181,7 +181,7 @@ class Store:
         else:
             self._client.key_value_delete(f"{self._name}/{place}/")
 
-    def meet(self, place: str, seconds: float) -> None:
+    def barrier(self, place: str, seconds: float) -> None:
         """Waits until every process has come to `place`, where each comes once.
 
         Raises:
@@ -233,8 +233,8 @@ def _late(missing: Sequence[int], place: str, seconds: float) -> str:
 def _check_open_mpi() -> None:
     if int(os.environ.get(_MPI[0], 1)) > 1 and "OMPI_MCA_orte_hnp_uri" not in os.environ:
         raise ValueError(
-            "Open MPI 5 does not tell JAX where rank 0 is; set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
-            "where HOST is its machine, on all ranks"
+            "under Open MPI 5 JAX does not know where rank 0 is; set "
+            "JAX_COORDINATOR_ADDRESS=HOST:PORT, where HOST is its machine, on all ranks"
         )
 
 

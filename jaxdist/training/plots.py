@@ -24,11 +24,11 @@ DISTANCES = {
     "consensus_after_sync": "right after a sync",
     "consensus_distance": "at the steps of the lines",
 }
-"""Where the consensus distance is told; of no run at the last where it is at the others."""
+"""Where the consensus distance is logged; the last is drawn only where no other is."""
 
 
 def draw(metrics_file: Path, folder: Path, headline: Headline = ACCURACY) -> list[Path]:
-    """Draws loss and headline, consensus distance and, if the rule tells, weights and leaders.
+    """Draws loss and headline, consensus distance and the rule's weights and leaders, if any.
 
     Args:
         metrics_file: a run's `metrics.jsonl`.
@@ -63,7 +63,7 @@ def draw(metrics_file: Path, folder: Path, headline: Headline = ACCURACY) -> lis
 def lines_with(lines: Lines, name: str) -> Lines:
     """The lines with a quantity, each step once.
 
-    Evaluations tell the consensus distance once more, and are left out there.
+    Evaluations log the consensus distance once more, and are left out there.
     """
     once = name == "consensus_distance" and any("loss" in line for line in lines)
     return [line for line in lines if name in line and not (once and "loss" not in line)]
@@ -91,12 +91,12 @@ def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
         >>> series([{"step": 1, "loss": [2.0, None]}, {"step": 2, "test_loss": 1.0}], "loss")[0]
         array([1])
     """
-    found = [line for line in lines if name in line]
-    steps = np.array([line["step"] for line in found], int)
-    if not (found and isinstance(found[0][name], list)):
-        return steps, np.array([line[name] for line in found], np.float64)  # null becomes NaN
-    values = np.full((len(found), max(len(line[name]) for line in found)), np.nan)
-    for row, line in zip(values, found, strict=True):
+    having = [line for line in lines if name in line]
+    steps = np.array([line["step"] for line in having], int)
+    if not (having and isinstance(having[0][name], list)):
+        return steps, np.array([line[name] for line in having], np.float64)  # null becomes NaN
+    values = np.full((len(having), max(len(line[name]) for line in having)), np.nan)
+    for row, line in zip(values, having, strict=True):
         row[: len(line[name])] = line[name]
     return steps, values
 
@@ -121,8 +121,8 @@ def _loss_and_headline(headline: Headline, axes: Any, lines: Lines) -> None:
 
 def distances(lines: Lines) -> dict[str, str]:
     """Those of `DISTANCES` that are to be drawn of a run."""
-    told = {name: where for name, where in DISTANCES.items() if any(name in x for x in lines)}
-    return {name: told[name] for name in list(told)[: max(1, len(told) - 1)]}
+    logged = {name: where for name, where in DISTANCES.items() if any(name in x for x in lines)}
+    return {name: logged[name] for name in list(logged)[: max(1, len(logged) - 1)]}
 
 
 def _consensus_distance(axes: Any, lines: Lines) -> None:
@@ -137,7 +137,7 @@ def _consensus_distance(axes: Any, lines: Lines) -> None:
 
 def _weights(axes: Any, lines: Lines) -> None:
     """A curve for each worker, of layers their mean; of many workers or layers what they span."""
-    names = next(found for line in lines if (found := _weight_names(line)))
+    names = next(each for line in lines if (each := _weight_names(line)))
     steps, _ = series(lines, names[0])
     layers = np.stack([series(lines, name)[1] for name in names])  # [layers, T, W]
     weights, num = layers.mean(0), layers.shape[2]

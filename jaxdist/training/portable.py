@@ -2,7 +2,7 @@
 
 Names are "params/..." and "state/..." with the path of a leaf, as `jaxdist.trees.path_name` writes
 it: "params/dense/kernel". A file is a NumPy archive (.npz) or one of safetensors, whose format is
-told at https://huggingface.co/docs/safetensors.
+at https://huggingface.co/docs/safetensors.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Point(NamedTuple):
 
 
 class Portable(NamedTuple):
-    """A model as named arrays, and what is said of it."""
+    """A model as named arrays, and its description."""
 
     leaves: dict[str, np.ndarray]
     about: dict[str, str]
@@ -42,11 +42,11 @@ class Portable(NamedTuple):
     @property
     def checksum(self) -> str:
         """The SHA-256 of names, types, shapes and numbers: the same from a run and from a file."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, x in sorted(self.leaves.items()):
-            found.update(json.dumps([name, str(x.dtype), x.shape]).encode())
-            found.update(np.ascontiguousarray(x).tobytes())
-        return found.hexdigest()
+            digest.update(json.dumps([name, str(x.dtype), x.shape]).encode())
+            digest.update(np.ascontiguousarray(x).tobytes())
+        return digest.hexdigest()
 
 
 def flatten(point: tuple[Any, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def write(path: str | Path, model: Portable, *, force: bool = False) -> None:
 
     Args:
         path: it ends in .npz or .safetensors.
-        model: the arrays, and what is said of them.
+        model: the arrays, and their description.
         force: whether a file that is there may be replaced.
 
     Raises:
@@ -101,8 +101,8 @@ def write(path: str | Path, model: Portable, *, force: bool = False) -> None:
         >>> model = portable(({"w": jnp.ones(2)}, {}), of="an example")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write(f"{folder}/model.npz", model)
-        ...     found = read(f"{folder}/model.npz")
-        >>> found.leaves["params/w"].tolist(), found.about, found.checksum == model.checksum
+        ...     copy = read(f"{folder}/model.npz")
+        >>> copy.leaves["params/w"].tolist(), copy.about, copy.checksum == model.checksum
         ([1.0, 1.0], {'of': 'an example'}, True)
     """
     path = check_free(path, force=force)

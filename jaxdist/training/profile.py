@@ -27,7 +27,7 @@ class Profile:
         run: the run.
         start: the steps that are done.
         folder: where the trace is written.
-        show: is told where it is.
+        show: gets the line with its place.
 
     Raises:
         ValueError: if the folder cannot be made.
@@ -50,7 +50,7 @@ class Profile:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._scratch is not None:  # the run died, and what of says more than an error in here
+        if self._scratch is not None:  # the run died, and its error explains more than one in here
             with contextlib.suppress(Exception):
                 self._finish()
 

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it can be used, and what it says about the run."""
+"""The folder of a run: whether it can be used, and what is in it about the run."""
 
 import contextlib
 import importlib.metadata
@@ -78,13 +78,13 @@ def check_free(path: Path, run: Run) -> None:
 
 def _check_tracked(path: Path, run: Run) -> None:
     """Makes sure that what a run wrote to Weights & Biases goes on there."""
-    if run.wandb is None or (told := read_json(path / WANDB)) is None:
+    if run.wandb is None or (tracked := read_json(path / WANDB)) is None:
         return
-    if not isinstance(told, dict) or not all(isinstance(told.get(k), str) for k in _TRACKED):
+    if not isinstance(tracked, dict) or not all(isinstance(tracked.get(k), str) for k in _TRACKED):
         raise ValueError(f"{path / WANDB} is not what a run writes; nothing was changed")
-    if told["project"] != run.wandb:
+    if tracked["project"] != run.wandb:
         raise ValueError(
-            f"wandb={run.wandb!r}: allowed is {told['project']!r}, where the run is already"
+            f"wandb={run.wandb!r}: allowed is {tracked['project']!r}, where the run is already"
         )
 
 
@@ -94,11 +94,11 @@ def begin(workdir: Path, run: Run, start: int) -> None:
         for events in (workdir / TENSORBOARD).glob("events.out.tfevents.*"):
             events.unlink()
         (workdir / WANDB).unlink(missing_ok=True)
-    told = describe(run)
+    described = describe(run)
     if run.start is not None:  # when it goes on nothing is read again
         before = (read_json(workdir / CONFIG) or {}).get("start")
-        told["start"] = run.start.about if start == 0 else before
-    write_json(workdir / CONFIG, told)
+        described["start"] = run.start.about if start == 0 else before
+    write_json(workdir / CONFIG, described)
 
 
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
@@ -129,7 +129,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def headline(workdir: Path) -> Headline:
-    """What the models of a workdir's run are compared by: of runs that do not say, accuracy."""
+    """What the models of a workdir's run are compared by: accuracy if it is not recorded."""
     there = (read_json(workdir / CONFIG) or {}).get("headline")
     return ACCURACY if there is None else Headline(**there)
 

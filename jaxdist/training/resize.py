@@ -15,7 +15,7 @@ Own = tuple[Any, ...]
 
 
 def joined(own: Own) -> Own:
-    """What a worker has that begins beside others, so that it steers no more than another.
+    """What a worker has that joins others, so that it steers no more than another.
 
     Its parameters are the rule's centre or, without one, the mean of the workers that are finite;
     its other states are the `typical` ones: those that all share, as a centre and the momentum of
@@ -37,7 +37,7 @@ def make_revive(run: Run) -> Callable[[TrainState], TrainState]:
     """Compiles what brings back the workers whose parameters or states are not finite.
 
     A rule leaves such a worker out, but what it adds to parameters that are NaN changes nothing.
-    Here it begins anew, as `joined` says. If no worker is finite all stay as they are.
+    Here it begins anew, as in `joined`. If no worker is finite all stay as they are.
 
     Args:
         run: the run.
@@ -68,7 +68,7 @@ def make_resize(run: Run, num: int) -> Callable[[TrainState], TrainState]:
 
     Args:
         run: the run.
-        num: the number of workers in the state that is given, laid out as `with_workers` says.
+        num: the number of workers in the state that is given, laid out as by `with_workers`.
 
     Returns:
         A function of the state.

@@ -110,8 +110,7 @@ class Run:
             lookup(dict.fromkeys(allowed), getattr(self, name), name)
         if len(self.shards) != self.workers.num:
             raise ValueError(
-                f"shards has {len(self.shards)} entries; there must be one for each of the "
-                f"{self.workers.num} workers"
+                f"len(shards)={len(self.shards)}: allowed is {self.workers.num}, one a worker"
             )
         if self.elastic and not (self.way.equal_steps and self.virtual_seconds is None):
             raise ValueError(
@@ -128,8 +127,8 @@ class Run:
         advances = self.steps // self.way.unit
         if self.virtual_seconds is not None and len(self.virtual_seconds) != advances:
             raise ValueError(
-                f"virtual_seconds has {len(self.virtual_seconds)} entries; there must be one for "
-                f"each of {advances} steps (or rounds)"
+                f"len(virtual_seconds)={len(self.virtual_seconds)}: allowed is {advances}, one for "
+                f"each step (or round)"
             )
         Sampler(self.shards, self.batch_size, self.seed)  # checks the batch against the shards
 

@@ -1,4 +1,4 @@
-"""Saves in the background: how one that fails is told, soon, and heard of by all processes."""
+"""Saves in the background: one that fails is raised soon, at all processes."""
 
 import concurrent.futures
 import functools
@@ -21,7 +21,7 @@ import jax
 
 from jaxdist.training.multihost import Store
 
-MEETINGS = itertools.count()
+BARRIERS = itertools.count()
 """The barriers of all saves of this process; all processes come to the same ones."""
 
 POLL = 1.0
@@ -37,7 +37,7 @@ class Saves:
 
     Args:
         directory: where the checkpoints are.
-        latest: tells the step of the last complete checkpoint, None if there is none.
+        latest: returns the step of the last complete checkpoint, None if there is none.
         make: makes orbax's manager of them, given what its processes wait for each other with.
     """
 
@@ -164,7 +164,7 @@ class Barrier:
             return
         if self._given_up:
             raise OSError("another process has failed")
-        store, number = Store("jaxdist/saves"), next(MEETINGS)
+        store, number = Store("jaxdist/saves"), next(BARRIERS)
         deadline = time.monotonic() + timeout_ms / 1000
         store.set(number, key)
         for i in range(jax.process_count()):
@@ -209,20 +209,20 @@ def _silence() -> None:
 
     def keep(record):
         error = record.exc_info[1] if record.exc_info else None
-        found = "orbax" in record.getMessage() or _of_a_save(error)
-        return record.levelno < logging.ERROR or not found
+        ours = "orbax" in record.getMessage() or _of_a_save(error)
+        return record.levelno < logging.ERROR or not ours
 
-    def hook(found):
-        if not (_is_a_write(found.object) or _of_a_save(found.exc_value)):
-            unraisable(found)
+    def hook(args):
+        if not (_is_a_write(args.object) or _of_a_save(args.exc_value)):
+            unraisable(args)
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(keep)
     sys.unraisablehook = hook
 
 
-def _is_a_write(found: object) -> bool:
-    return inspect.iscoroutine(found) and "orbax" in found.cr_code.co_filename
+def _is_a_write(thing: object) -> bool:
+    return inspect.iscoroutine(thing) and "orbax" in thing.cr_code.co_filename
 
 
 def _of_a_save(error: BaseException | None) -> bool:
@@ -236,5 +236,5 @@ def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
     return (link.__traceback__ for link in _chain(error) if link.__traceback__)
 
 
-def _within_orbax(found: TracebackType) -> bool:
-    return any("orbax" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(found))
+def _within_orbax(trace: TracebackType) -> bool:
+    return any("orbax" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))

@@ -19,7 +19,7 @@ class Start:
     from may be gone by then. All workers begin equal.
 
     Args:
-        read: reads the model; what it says `about` itself is kept in the run's `config.json`.
+        read: reads the model; its `about` is kept in the run's `config.json`.
         prefixes: beginnings of the paths of leaves, as "dense" or "block_0/norm"; only parameters
             and other variables under them are taken, the rest is the initialiser's. None: all.
 
@@ -65,8 +65,8 @@ class Start:
         both = [name for name in wanted if name in there]
         shape = lambda name: (tuple(there[name].shape), tuple(wanted[name].shape))
         kinds = lambda name: (_kind(there[name]), _kind(wanted[name]))
-        told = lambda pair: f"{pair[0]} there, {pair[1]} here"
-        differ = lambda of: [f"{n} ({told(of(n))})" for n in both if len({*of(n)}) > 1]
+        sides = lambda pair: f"{pair[0]} there, {pair[1]} here"
+        differ = lambda of: [f"{n} ({sides(of(n))})" for n in both if len({*of(n)}) > 1]
         bad = [n for n in both if _kind(there[n]) == "float" and not _finite(there[n])]
         wrong = {
             "missing there": [name for name in wanted if name not in there],
@@ -75,10 +75,10 @@ class Start:
             "of another kind of number": differ(kinds),
             "not finite": bad,
         }
-        if said := [f"{what}: {_listed(names)}" for what, names in wrong.items() if names]:
+        if faults := [f"{what}: {_listed(names)}" for what, names in wrong.items() if names]:
             where = f"={source.about['from']!r}" if "from" in source.about else ""
             raise ValueError(
-                f"start{where} does not fit the model: {'; '.join(said)}. Nothing was trained"
+                f"start{where} does not fit the model: {'; '.join(faults)}. Nothing was trained"
             )
         self.about = {
             **source.about,
@@ -87,10 +87,10 @@ class Start:
         }
         return {name: there[name].astype(wanted[name].dtype, copy=False) for name in wanted}
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """What the run begins from, in words."""
-        told = ", ".join(f"{key} {value}" for key, value in (self.about or {}).items())
-        return f"begins from given parameters: {told}"
+        about = ", ".join(f"{key} {value}" for key, value in (self.about or {}).items())
+        return f"begins from given parameters: {about}"
 
     def _under(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         keep = lambda name: not self._prefixes or any(_is_under(name, p) for p in self._prefixes)

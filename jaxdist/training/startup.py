@@ -13,11 +13,11 @@ from jaxdist.training.run import Run
 from jaxdist.training.state import abstract
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-"""The event with which JAX tells that a program is compiled, or read from its cache."""
+"""The event with which JAX reports that a program is compiled, or read from its cache."""
 
 
 class Startup:
-    """Counts what is compiled until a run's first steps are done, and tells it in one line.
+    """Counts what is compiled until a run's first steps are done, and reports it in one line.
 
     A context manager. It compiles nothing itself, and has no part in the steps after the first.
 
@@ -31,7 +31,7 @@ class Startup:
         self._listening = False
 
     def __enter__(self) -> "Startup":
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
+        jax.monitoring.register_event_duration_secs_listener(self._record)
         self._listening = True
         return self
 
@@ -39,7 +39,7 @@ class Startup:
         self._stop()
 
     def watch(self, advance: Advance, show: Show) -> Advance:
-        """The same `advance`; when it is called first, `show` is told what the start took."""
+        """The same `advance`; when it is called first, `show` gets what the start took."""
 
         def watched(state, done):
             if not self._listening:
@@ -56,10 +56,10 @@ class Startup:
 
     def _stop(self) -> None:
         if self._listening:
-            jax.monitoring.unregister_event_duration_listener(self._hear)
+            jax.monitoring.unregister_event_duration_listener(self._record)
             self._listening = False
 
-    def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
+    def _record(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILED:
             self._seconds.append(duration_secs)
 
@@ -79,8 +79,8 @@ class Startup:
         ]
         if (temporary := _temporary(programs)) is not None:
             parts.append(f"step program {_size(temporary)} temporary")
-        told = [device.memory_stats() for device in jax.local_devices()]
-        if peaks := [stats["peak_bytes_in_use"] for stats in told if stats]:
+        memory = [device.memory_stats() for device in jax.local_devices()]
+        if peaks := [stats["peak_bytes_in_use"] for stats in memory if stats]:
             parts.append(f"peak {_size(max(peaks))} a device")
         compiled = f"compiled {len(self._seconds)} programs in {sum(self._seconds):.1f} s"
         return "; ".join([", ".join(parts[:2]), *parts[2:], compiled])

@@ -35,8 +35,8 @@ def make_step(run: Run, only: Sequence[str] = PARTS) -> Step:
     Returns:
         A function of the state, a batch of leaves `[W, B, ...]` and, on the steps on which
         `run.probe_period` asks for it, a probe batch of the same shapes, else None. It returns the
-        next state and the metrics of each worker, `[W]`: "loss", "grad_norm", what the task and
-        what the rule tell of themselves.
+        next state and the metrics of each worker, `[W]`: "loss", "grad_norm", and those of
+        the task and of the rule.
     """
     one = worker_step(run, only)
 
@@ -67,7 +67,7 @@ def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[An
         params, model_state, opt_state, taken = own
         of_step = jax.random.fold_in(key, taken)
         rng = jax.random.fold_in(of_step, me)
-        loss, (new_state, told), grads = gradient(params, model_state, batch, rng, of_step, t)
+        loss, (new_state, of_task), grads = gradient(params, model_state, batch, rng, of_step, t)
         check_alike(grads, params, "the gradient", "the parameters")
         # With and without a probe are two programs, not the branches of one: inside a conditional
         # XLA's CPU convolutions are many times slower. Without, `grads` is of the right type, and
@@ -82,11 +82,11 @@ def worker_step(run: Run, only: Sequence[str] = PARTS) -> Callable[..., tuple[An
         check_alike(updates, params, "what tx.update gives", "the parameters")
         params = optax.apply_updates(params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        if taken_names := sorted(metrics.keys() & told.keys()):
+        if taken_names := sorted(metrics.keys() & of_task.keys()):
             raise ValueError(f"the task's metrics have {taken_names}: allowed are other names")
-        for name, value in told.items():
+        for name, value in of_task.items():
             check_scalar(f"the task's metric {name!r}", value)
-        metrics |= told | rules.metrics(opt_state)
+        metrics |= of_task | rules.metrics(opt_state)
         return (params, new_state, opt_state, taken + 1), metrics
 
     return step
@@ -111,12 +111,12 @@ def _gradient(run: Run) -> Callable:
                 return task.loss(params, model_state, batch, key)
 
             if run.gradient is None:
-                found = jax.value_and_grad(objective, has_aux=True)(params, batch, model_key)
+                result = jax.value_and_grad(objective, has_aux=True)(params, batch, model_key)
             else:
                 oracle = run.gradient(objective, has_aux=True)
                 shared = noise if run.shared_noise else None
-                found = oracle(params, batch, key=model_key, step=step, noise_key=shared)
-            (loss, (new_state, metrics)), grads = found
+                result = oracle(params, batch, key=model_key, step=step, noise_key=shared)
+            (loss, (new_state, metrics)), grads = result
             return (loss, metrics), new_state, grads
 
         (loss, metrics), new_state, grads = _accumulate(

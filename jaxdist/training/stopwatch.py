@@ -13,7 +13,7 @@ COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
 )
-"""The events with which JAX tells that it has traced, lowered and compiled, or read its cache."""
+"""JAX's events: it has traced, lowered and compiled, or read its cache."""
 
 
 class Stopwatch:
@@ -37,7 +37,7 @@ class Stopwatch:
         self._spans: list[tuple[float, float]] = []  # of other things, none within another
         self._lost = 0.0
         self._paused: float | None = None  # since when
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
+        jax.monitoring.register_event_duration_secs_listener(self._record)
 
     @property
     def seconds(self) -> float:
@@ -54,10 +54,10 @@ class Stopwatch:
         self._leave_out(start, time.monotonic())
 
     def close(self) -> None:
-        """Listens no more to what JAX tells."""
-        jax.monitoring.unregister_event_duration_listener(self._hear)
+        """Listens no more to what JAX reports."""
+        jax.monitoring.unregister_event_duration_listener(self._record)
 
-    def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
+    def _record(self, event: str, duration_secs: float, **_: Any) -> None:
         here = threading.get_ident() == self._thread
         if event in COMPILING and here and self._paused is None:
             now = time.monotonic()

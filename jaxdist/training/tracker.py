@@ -27,12 +27,12 @@ class WandbWriter:
         import wandb
 
         path = workdir / record.WANDB
-        if (told := record.read_json(path)) is None:
-            told = {"project": run.wandb, "id": secrets.token_hex(4)}
-            write_json(path, told)
+        if (tracked := record.read_json(path)) is None:
+            tracked = {"project": run.wandb, "id": secrets.token_hex(4)}
+            write_json(path, tracked)
         self._run = wandb.init(
             project=run.wandb,
-            id=told["id"],
+            id=tracked["id"],
             resume="allow",
             name=workdir.name,
             dir=str(workdir),

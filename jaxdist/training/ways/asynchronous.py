@@ -33,7 +33,7 @@ class Asynchronous(Way):
 
     In a round the workers take `W trigger` local steps in all, faster ones more; then all sync.
     Local steps are programs without collectives on each process's own devices, so that nobody waits
-    for anybody. With `grants` each worker takes what that says, in masked steps. Without, each
+    for anybody. With `grants` each worker takes so many, in masked steps. Without, each
     process takes a step for all its workers whenever it is ready and a counter that all share
     grants one.
 
@@ -101,33 +101,33 @@ def _make_rounds(run: Run, traffic: Traffic, way: Asynchronous, plain: Step) -> 
         grants = np.asarray(way.grants)
         turns = lambda number: _masks(grants[number, mine])
     none = lambda x: np.full((len(mine), *x.shape[1:]), np.nan if is_real(x) else 0, x.dtype)
-    told = {name: here.put(none(x)) for name, x in _of_local_steps(run, feed, plain).items()}
+    latest = {name: here.put(none(x)) for name, x in _of_local_steps(run, feed, plain).items()}
     zero = here.put(np.zeros(len(mine), np.float32))
 
     def advance(state, done):
-        nonlocal told
+        nonlocal latest
         own, steps = _here(run, state.own), np.zeros(run.workers.num, np.int64)
         steps[mine] = np.asarray(own[-1])
-        told["loss sum"] = zero
+        latest["loss sum"] = zero
         for turn, active in enumerate(turns(done // way.trigger)):
             batch = _here(run, feed.batch(steps))
             active = np.broadcast_to(active, mine.shape)
             shared = np.int32(done + min(turn, way.trigger - 1)), state.key
-            _, (own, told) = step(shared, own, told, here.put((mine, active)), batch)
-            jax.block_until_ready(told["loss"])
+            _, (own, latest) = step(shared, own, latest, here.put((mine, active)), batch)
+            jax.block_until_ready(latest["loss"])
             steps[mine] += active
         end = done + way.trigger
-        own, metrics = _everywhere(run, (own, told))
+        own, metrics = _everywhere(run, (own, latest))
         losses = [metrics.pop("loss sum")]
         probe = feed.probe(end - 1)
-        step_done, (own, found) = sync((state.step, state.key), own, metrics["loss"], probe)
-        return Progress(end, TrainState(step_done, state.key, *own), metrics | found, losses)
+        step_done, (own, of_sync) = sync((state.step, state.key), own, metrics["loss"], probe)
+        return Progress(end, TrainState(step_done, state.key, *own), metrics | of_sync, losses)
 
     return advance
 
 
 class _Counter:
-    """The turns of this process in each round: whether there is one more, a shared counter says."""
+    """The turns of this process in each round, granted by a shared counter."""
 
     def __init__(self, way: Asynchronous):
         self._store = Store(f"jaxdist/{next(_RUNS)}")
@@ -138,7 +138,7 @@ class _Counter:
         place = "the sync of round {}".format
         while self._store.increment(f"{place(number)}/steps") <= self._turns:
             yield True
-        self._store.meet(place(number), self._seconds)
+        self._store.barrier(place(number), self._seconds)
         self._store.forget(place(number - 1))  # which all have left
 
 
@@ -151,22 +151,22 @@ def _masks(steps: np.ndarray) -> Iterator[np.ndarray]:
 def _of_local_steps(run: Run, feed: Feed, step: Step) -> dict[str, jax.ShapeDtypeStruct]:
     """The metrics of a step, `[W, ...]`, that are not the rule's."""
     start = abstract(run)
-    _, found = jax.eval_shape(step, start, feed.shapes, None)
+    _, metrics = jax.eval_shape(step, start, feed.shapes, None)
     of_rule = jax.eval_shape(rules.metrics, start.opt_state)
-    return {name: like for name, like in found.items() if name not in of_rule}
+    return {name: like for name, like in metrics.items() if name not in of_rule}
 
 
 def _make_local_step(run: Run, here: Workers) -> Callable:
     """Compiles a local step of the workers of this process that are active."""
     one = worker_step(run, only=("local",))
 
-    def one_worker(shared, own, told, who, batch):
+    def one_worker(shared, own, latest, who, batch):
         (step, key), (me, active) = shared, who
         new, metrics = one(step, key, me, own, batch, None)
-        found = {name: metrics[name] for name in told if name in metrics}
-        found["loss sum"] = told["loss sum"] + metrics["loss"]
+        values = {name: metrics[name] for name in latest if name in metrics}
+        values["loss sum"] = latest["loss sum"] + metrics["loss"]
         pick = lambda new, old: jnp.where(active, new, old)
-        return (), jax.tree.map(pick, (new, found), (own, told))
+        return (), jax.tree.map(pick, (new, values), (own, latest))
 
     return here.spmd(one_worker, donate_argnums=1)
 
@@ -187,8 +187,8 @@ def _make_sync(run: Run, trigger: int) -> Callable:
         params, opt_state = rules.communicate(
             run.tx, opt_state, params, step=end - 1, value=loss, **extra
         )
-        found = {**rules.metrics(opt_state), "local_steps": taken}
-        return end, ((params, model_state, opt_state, taken), found)
+        metrics = {**rules.metrics(opt_state), "local_steps": taken}
+        return end, ((params, model_state, opt_state, taken), metrics)
 
     return run.workers.spmd(one_worker, donate_argnums=1)
 
