@@ -63,7 +63,7 @@ def mean(
         axis: the workers' axis.
         weight: this worker's w >= 0, a scalar, or a tree like `tree` whose leaves broadcast against
             its leaves: one weight a leaf, or one for each slice of a leaf.
-        groups: as for `sum`.
+        groups: lists of worker indices, all of one size, that hold each worker once; None for all.
         otherwise: what this worker gets if all weights are 0, a tree like `tree`; None for NaN.
 
     Returns:

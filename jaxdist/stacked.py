@@ -140,7 +140,7 @@ def mean(tree: Tree) -> Tree:
 def consensus_distance(tree: Tree) -> jax.Array:
     """How far the workers are from their mean: sqrt(mean_i ||x_i - xbar||^2), in float32 or wider.
 
-    Workers that are not finite are left out, as in `mean`, and so are leaves that are neither real
+    Workers that are not finite are left out, and so are leaves that are neither real
     nor complex floats. Of complex numbers it takes the modulus.
 
     Example:

@@ -53,8 +53,8 @@ def granulated_kendall(
     Args:
         settings: for each hyper-parameter its value in each model, `[n]`. No two models may have
             the same values of all: average over seeds before, or name the seed here.
-        measure: a number for each model, `[n]`, as in `kendall`.
-        gap: as in `kendall`.
+        measure: a number for each model, `[n]`.
+        gap: the generalisation gap of each model, `[n]`.
 
     Returns:
         psi by hyper-parameter, and Psi. Groups without a tau (see `kendall`) are left out; where

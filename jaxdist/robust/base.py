@@ -23,12 +23,12 @@ class Aggregate:
     """What stands for the mean of the workers.
 
     Attributes:
-        name: as in `AGGREGATES`.
+        name: its name in `AGGREGATES`.
         combine: `combine(rows [W, n], good [W], total) -> [n]`. The rows are the same n coordinates
             of all workers; `total(a)` is the sum of `a` over all such parts, for norms. A row that
             is not good is to be left out, and is zeros. Where none is good what comes out does not
             matter.
-        bad: how many bad workers it is made for, which says how many workers it needs.
+        bad: how many bad workers it is made for, on which the number of workers it needs depends.
         by_coordinate: whether it does the same for each coordinate and looks at no other.
     """
 

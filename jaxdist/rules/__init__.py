@@ -195,7 +195,7 @@ def metrics(state: optax.OptState) -> dict[str, jax.Array]:
         of the chain has under the same name is "weight (2)".
 
     Warns:
-        UserWarning: as `check_order`.
+        UserWarning: if a transformation comes after a rule, or `optax.MultiSteps` is around one.
     """
     check_order(state)
     found = {}

@@ -101,24 +101,25 @@ def al_dsgd(
 
     Args:
         axis: the workers' axis.
-        topologies: graphs that take turns (see `jaxdist.topology`).
-        leader_pull: gamma lambda_N; p1 in the released code.
-        degree_pull: gamma lambda_tau; p2.
-        leader_weight: w_N; c1.
-        degree_weight: w_tau; c2.
-        variant: "paper" or "released".
-        budget: below 1, the matchings of each graph are drawn, and weighted, as by `matcha`.
+        topologies: graphs that take turns, as "ring, star" (see `jaxdist.topology`).
+        leader_pull: gamma lambda_N, the pull to N, in [0, 1]; p1 in the released code.
+        degree_pull: gamma lambda_tau, the pull to T, in [0, 1]; p2.
+        leader_weight: w_N, the weight of N in the average, in [0, 1]; c1.
+        degree_weight: w_tau, the weight of T in the average, in [0, 1]; c2.
+        variant: which of the two forms above, "paper" or "released".
+        budget: the expected part of each graph's matchings that is active, in (0, 1]; below 1 they
+            are drawn, and weighted, by the method of `matcha`.
         period: steps from one mixing to the next.
         leader_period: mixings from one with leaders, which is the first, to the next; `iteration`
             in the released code, which counts from the first batch of each epoch, has 40 for its
             default, and 1 in its README's command for AL-DSGD.
-        seed: decides those draws.
-        compress: as for `dpsgd`.
+        seed: decides the draws of matchings.
+        compress: how x travels, "int8" or "bf16"; None for as it is.
 
     Raises:
         ValueError: if a coefficient is outside [0, 1], both pulls or both weights add up to more
-            than 1, or `variant`, `budget` or a period is not allowed; in `update`, as `dpsgd`, or
-            if `value` is missing.
+            than 1, or `variant`, `budget` or a period is not allowed; in `update`, if a graph does
+            not fit the number of workers, is directed or not connected, or `value` is missing.
 
     Example:
         >>> import jax, jaxdist

@@ -56,8 +56,8 @@ def sgp(
         axis: the workers' axis.
         topology: the graph, as "exponential" (see `jaxdist.topology`), or graphs that take turns.
         period: steps from one mixing to the next.
-        compress: as for `dpsgd`; what a worker gives away is what the others can read, so the sum
-            is conserved.
+        compress: how x travels, "int8" or "bf16"; None for as it is. What a worker gives away is
+            what the others can read, so the sum is conserved.
 
     Raises:
         ValueError: if `period` < 1 or the topology cannot be read; in `update`, if it does not fit

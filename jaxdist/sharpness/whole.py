@@ -115,7 +115,7 @@ def compute(
         params: one worker's parameters.
         key: a PRNG key, or None if `measure` draws nothing.
         data: a stack of batches `[N, B, ...]`, or a list of these.
-        balanced: True measures in balanced coordinates, see `balance`; a function is used in place
+        balanced: True measures in balanced coordinates (`balance`); a function is used in place
             of `balance_scales`.
         **options: further arguments of `measure`. A tree named `initial` has parameters, which are
             balanced like `params`.

@@ -30,7 +30,7 @@ def torus(num: int, *, rows: int | None = None, weights: str = "metropolis") -> 
     Args:
         num: the number of workers.
         rows: must divide `num`; by default the largest divisor up to its root.
-        weights: see `Topology.from_graph`.
+        weights: "metropolis", "best_constant" or "uniform" (see `Topology.from_graph`).
 
     Raises:
         ValueError: if `rows` does not divide `num`.
