@@ -96,7 +96,7 @@ def average(
         loop: "scan", "unroll" or None for the better one here; or "vmap", which holds the parameters
             of all samples at once.
         types: a tree with the shapes and types of the gradients.
-        like: what the samples are made of; the sum varies over the mesh axes that it varies over.
+        like: what the samples are made of; the sum varies over the mesh axes of it.
 
     Returns:
         What the samples returned besides, stacked `[num, ...]`, and the mean of their gradients,

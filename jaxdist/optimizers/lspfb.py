@@ -47,10 +47,10 @@ def lspfb(
         R <- the `rank` longest rows of M;  D <- D + ||w||_1 |w| for every other row w
 
     Since w w^T <= ||w||_1 diag(|w|) (Cauchy-Schwarz), R^T R + diag(D) is never below the exact
-    curvature, so under the conditions of `spfb` no step increases the loss. The price is a diagonal that can be
-    many times too large in high dimensions, hence short steps; a larger `rank` or `block` drops
-    less. Costs O(B / block (rank + m)^2 d) a step, m = block (K - 1), and holds (rank + 1) d
-    numbers.
+    curvature, so under the conditions of `spfb` no step increases the loss. The price is a diagonal
+    that can be many times too large in high dimensions, hence short steps; a larger `rank` or
+    `block` drops less. Costs O(B / block (rank + m)^2 d) a step, m = block (K - 1), and
+    holds (rank + 1) d numbers.
 
     Args:
         learning_rate: eta, a number or a schedule of the step; for small batches it must fall, as

@@ -136,8 +136,8 @@ def local_entropy_gradient(
         loss: a `Problem`, or a function of (params, batch).
         params: one worker's parameters.
         key: a PRNG key.
-        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them). The size
-            of the batches matters.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them). Their
+            size matters here.
         balanced: measure with every filter divided by its norm (`balance`).
         gamma: the pull back to `params`.
         growth: how much it grows in a step.
