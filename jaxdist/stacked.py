@@ -52,10 +52,10 @@ def num_workers(tree: Tree) -> int:
         shape = jnp.shape(x)
         lengths.setdefault(shape[0] if shape else None, f"tree{jax.tree_util.keystr(path)}")
     if len(lengths) != 1 or None in lengths:
-        found = ", ".join(
+        listed = ", ".join(
             f"{name} has {'no axis' if n is None else n}" for n, name in lengths.items()
         )
-        raise ValueError(f"leading axes: {found}; all leaves must have the same one, W")
+        raise ValueError(f"leading axes: {listed}; all leaves must have the same one, W")
     return next(iter(lengths))
 
 

@@ -47,7 +47,7 @@ def granulated_kendall(
         psi_i = mean of tau over the groups of models that differ in hyper-parameter i alone
         Psi = mean of psi_i over the hyper-parameters
 
-    A measure that merely tells apart two widths, say, gets a high overall tau where the width
+    A measure that merely separates two widths, say, gets a high overall tau where the width
     decides the gap, but here no more than its share.
 
     Args:

@@ -93,8 +93,8 @@ def average(
     Args:
         sample: a function of the sample's number.
         num: of samples.
-        loop: "scan", "unroll" or None for the better one here; or "vmap", which holds the parameters
-            of all samples at once.
+        loop: "scan", "unroll" or None for the better one here; or "vmap", which holds the
+            parameters of all samples at once.
         types: a tree with the shapes and types of the gradients.
         like: what the samples are made of; the sum varies over the mesh axes of it.
 

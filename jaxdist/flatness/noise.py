@@ -68,7 +68,7 @@ def deviation(
 
     Reference:
         Bisla, Wang and Choromanska, LPF-SGD, AISTATS 2022. "std" was READ in the official code, of
-        which all published values of gamma are; "var" is what the paper's text says, READ in its
+        which all published values of gamma are; "var" is what the paper's text has, READ in its
         supplement; "std_norm" and "elementwise" were READ in notes of others.
     """
 

@@ -93,8 +93,8 @@ def lasgd(
         [2.0, 4.0]
 
     Reference:
-        Avidor et al., arXiv 2203.13085, of which only the abstract was found. The delta rule was
-        read in hivemind state_averager.py, which uses it for the same purpose.
+        Avidor et al., arXiv 2203.13085, of which only the abstract was available. The delta rule
+        was read in hivemind state_averager.py, which uses it for the same purpose.
     """
     base.check_choice("apply", apply, ("delta", "mix"))
     return _delayed(axis, period, delay, max_delay, None if apply == "delta" else mix, compress)

@@ -123,9 +123,9 @@ def _sigma(at: Whole, key, *, epsilon, max_sigma, tolerance, num_samples, parall
         return samples(one, key, num_samples, parallel)
 
     sigma = first_crossing(lambda sigma: rises(sigma).mean(), epsilon, max_sigma, tolerance)
-    found, slopes = jax.jvp(rises, (sigma,), (jnp.ones_like(sigma),))
+    values, slopes = jax.jvp(rises, (sigma,), (jnp.ones_like(sigma),))
     sigma = jnp.where(jnp.isnan(start), jnp.nan, sigma)
-    return Measured(sigma, mean_and_error(found)[1] / slopes.mean())
+    return Measured(sigma, mean_and_error(values)[1] / slopes.mean())
 
 
 def _pac_bayes(at: Whole, key, *, initial, delta, **search):

@@ -130,8 +130,8 @@ def loss_slice(
         >>> import jax, jax.numpy as jnp
         >>> loss = lambda params, batch: jnp.sum(params["w"] ** 2)
         >>> params, data = {"w": jnp.eye(2)}, jnp.zeros((1, 1))
-        >>> found = loss_slice(loss, params, key=jax.random.key(0), data=data, num=3)
-        >>> found.axes[0].tolist(), found.losses.shape
+        >>> result = loss_slice(loss, params, key=jax.random.key(0), data=data, num=3)
+        >>> result.axes[0].tolist(), result.losses.shape
         ([-1.0, 0.0, 1.0], (3,))
 
     Reference: Li et al., Visualizing the loss landscape of neural nets, 2018 (from memory).

@@ -25,7 +25,7 @@ def ring(num: int, *, weights: str = "metropolis") -> Topology:
 
 
 def torus(num: int, *, rows: int | None = None, weights: str = "metropolis") -> Topology:
-    """A grid whose opposite sides meet; worker i is at row i // columns, column i % columns.
+    """A grid whose opposite sides are joined; worker i is at row i // columns, column i % columns.
 
     Args:
         num: the number of workers.
