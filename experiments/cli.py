@@ -217,8 +217,9 @@ def check_devices() -> None:
 def clean_errors(traceback: bool) -> Iterator[None]:
     """Ends the program with one line: with status 2 where an argument turns out to be wrong.
 
-    An error that comes through a file of the user's own names its line there. A run that was stopped
-    and is saved ends with status 0; one that lost a process, or could not write a file, with 1.
+    An error that comes through a file of the user's own names its line there. A run that was
+    stopped and is saved ends with status 0; one that lost a process, or could not write a file,
+    with 1.
     """
     try:
         yield

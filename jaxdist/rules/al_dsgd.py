@@ -84,8 +84,8 @@ def al_dsgd(
               x_i <- z_i - leader_pull (z_i - h_N) - degree_pull (z_i - h_T)
 
     Ties go to the worker itself, then to the one received first, matching by matching in the
-    order of the graph's. Losses (extra argument `value`) travel with the parameters; the degree is the
-    number of neighbours at this mixing, known to all. A neighbour that is not finite is neither
+    order of the graph's. Losses (extra argument `value`) travel with the parameters; the degree is
+    the number of neighbours at this mixing, known to all. A neighbour that is not finite is neither
     averaged with nor followed; it counts in degrees.
 
     The pulls take the products gamma lambda of the paper: let a schedule of theirs follow that of
