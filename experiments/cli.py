@@ -217,8 +217,8 @@ def check_devices() -> None:
 def clean_errors(traceback: bool) -> Iterator[None]:
     """Ends the program with one line: with status 2 where an argument turns out to be wrong.
 
-    An error that comes through a file of the user's own names its line there. A run that was told
-    to stop, and is saved, ends with status 0; one that lost a process, or could not write a file,
+    An error that comes through a file of the user's own names its line there. A run that was
+    stopped and is saved ends with status 0; one that lost a process, or could not write a file,
     with 1.
     """
     try:
@@ -241,9 +241,9 @@ def clean_errors(traceback: bool) -> Iterator[None]:
 
         failed = isinstance(error, faults.LostProcessError | OSError)
         if not (traceback or failed or isinstance(error, faults.PreemptedError)):
-            if (said := own.said(error)) is None:
+            if (message := own.said(error)) is None:
                 raise
-            print(f"error: {said}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         if traceback:
             raise

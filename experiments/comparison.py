@@ -39,11 +39,11 @@ def common(workdirs: Sequence[Path]) -> Headline:
     Raises:
         ValueError: if that is not the same of all.
     """
-    found = {record.headline(folder): folder for folder in workdirs}
-    if len(found) > 1:
-        each = ", ".join(f"{headline.title} of {folder}" for headline, folder in found.items())
+    headlines = {record.headline(folder): folder for folder in workdirs}
+    if len(headlines) > 1:
+        each = ", ".join(f"{headline.title} of {folder}" for headline, folder in headlines.items())
         raise ValueError(f"the runs are of several tasks, which cannot be compared: {each}")
-    return next(iter(found))
+    return next(iter(headlines))
 
 
 def write(
@@ -57,23 +57,25 @@ def write(
         workdir: the folder that holds the runs, `<name>/seed_<seed>`.
         names: the configurations.
         seeds: the seeds that each was trained with.
-        target: as `targets.read` takes it; the table then says when it was reached.
+        target: a number, or `NAME>=NUMBER` and its like; the table then has when it was reached.
     """
-    found, logs, missing = {}, {}, []
+    summaries, logs, missing = {}, {}, []
     for name in names:
         folders = {seed: workdir / name / f"seed_{seed}" for seed in seeds}
         there = [seed for seed in seeds if (folders[seed] / record.SUMMARY).exists()]
         missing += [f"{name}/seed_{seed}" for seed in seeds if seed not in there]
         if there:
             runs = [folders[seed] for seed in there]
-            found[name] = summarize(runs, target) | {"seeds": there}
+            summaries[name] = summarize(runs, target) | {"seeds": there}
             logs[name] = [metrics.read(run / record.METRICS) for run in runs]
-    if not found:
+    if not summaries:
         raise ValueError(f"workdir={str(workdir)!r} holds no finished run: {', '.join(missing)}")
-    metrics.write_json(workdir / "comparison.json", found)
-    there = [workdir / name / f"seed_{seed}" for name, of in found.items() for seed in of["seeds"]]
+    metrics.write_json(workdir / "comparison.json", summaries)
+    there = [
+        workdir / name / f"seed_{seed}" for name, of in summaries.items() for seed in of["seeds"]
+    ]
     headline = common(there)
-    text = table(found, missing, headline, target)
+    text = table(summaries, missing, headline, target)
     files.write_atomically(workdir / "comparison.md", text)
     panels.overview(logs, workdir / "comparison.png", headline=headline)
     print(f"\n{text}\n{workdir / 'comparison.png'}")
@@ -92,18 +94,18 @@ def summarize(runs: Sequence[Path], target: str | None = None) -> dict[str, Any]
     summaries = [_summary(run, goal, headline) for run in runs]
     config = json.loads((runs[0] / record.CONFIG).read_text())["config"]
     steps = [summary["steps"] for summary in summaries]
-    found: dict[str, Any] = {"rule": config["rule"]}
-    found["steps"] = steps if len(set(steps)) > 1 else steps[0]
+    result: dict[str, Any] = {"rule": config["rule"]}
+    result["steps"] = steps if len(set(steps)) > 1 else steps[0]
     for measure in (*measures(headline), *(f"{kind}_to_target" for kind in CLOCKS)):
         if all(measure in summary for summary in summaries):
             values = np.array([summary[measure] for summary in summaries], float)  # null is NaN
             deviation = values.std(ddof=1) if len(values) > 1 else np.nan
-            found[measure] = {"mean": values.mean(), "std": deviation, "values": values}
-    return found
+            result[measure] = {"mean": values.mean(), "std": deviation, "values": values}
+    return result
 
 
 def table(
-    found: Mapping[str, Mapping[str, Any]],
+    summaries: Mapping[str, Mapping[str, Any]],
     missing: Sequence[str] = (),
     headline: Headline = ACCURACY,
     target: str | None = None,
@@ -111,10 +113,10 @@ def table(
     """A Markdown table, the best mean headline first, without columns that no run has.
 
     Args:
-        found: what `summarize` gives for each configuration, with its "seeds".
+        summaries: what `summarize` gives for each configuration, with its "seeds".
         missing: the runs that are not finished.
         headline: what they are compared by.
-        target: what was to be reached, as `write` has it.
+        target: what was to be reached, a number or `NAME>=NUMBER` and its like.
     """
     plain = lambda of: spread(of["values"])
     score = lambda of: spread(of["values"], headline.scale, headline.unit)
@@ -135,18 +137,18 @@ def table(
     columns = {
         head: (measure, show)
         for head, (measure, show) in columns.items()
-        if any(measure in of for of in found.values())
+        if any(measure in of for of in summaries.values())
     }
     if "consensus_before_sync" not in (measure for measure, _ in columns.values()):
         columns = {"consensus distance" * (h == "at the end") or h: c for h, c in columns.items()}
     rows = [("configuration", *columns), ("---",) * (1 + len(columns))]
     rank = lambda item: headline.rank(item[1][headline.test]["mean"])
-    for name, of in sorted(found.items(), key=rank):
+    for name, of in sorted(summaries.items(), key=rank):
         cells = [show(of[measure]) if measure in of else "" for measure, show in columns.values()]
         rows.append((name, *cells))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     notes = [
-        *_seeds(found),
+        *_seeds(summaries),
         f"{headline.title.capitalize()} is that of the mean of the workers' models; mean and worst",
         "worker are of their own at the end. The distance before a sync is that of the last one",
         "that was looked at. MB sent are those of one worker in the whole run, on average over the",
@@ -155,7 +157,7 @@ def table(
     ]
     if target is not None:
         notes.append(f"The target is {targets.read(target, headline)} in an evaluation.")
-    if uneven := [name for name, of in found.items() if isinstance(of.get("steps"), list)]:
+    if uneven := [name for name, of in summaries.items() if isinstance(of.get("steps"), list)]:
         notes.append(f"The seeds ended at different steps, the curves at the first: {uneven}.")
     if missing:
         notes.append(f"Not finished, and in no mean: {', '.join(missing)}.")
@@ -187,7 +189,7 @@ def of_workers(summary: Mapping[str, Any], headline: Headline) -> dict[str, floa
 
 
 def _summary(run: Path, target: Target | None, headline: Headline) -> dict[str, Any]:
-    """A run's summary, with what its workers have and what its lines tell at the end."""
+    """A run's summary, with what its workers have and what its lines have at the end."""
     summary = json.loads((run / record.SUMMARY).read_text())
     summary |= of_workers(summary, headline)
     lines = metrics.read(run / record.METRICS)
@@ -200,18 +202,20 @@ def _summary(run: Path, target: Target | None, headline: Headline) -> dict[str, 
     return summary
 
 
-def _seeds(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _seeds(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the numbers are over, in words."""
     same: dict[tuple[int, ...], list[str]] = {}
-    for name, of in found.items():
+    for name, of in summaries.items():
         same.setdefault(tuple(of["seeds"]), []).append(name)
-    said = []
+    sentences = []
     for seeds, names in same.items():
         of = "" if len(same) == 1 else f" ({', '.join(names)})"
         every = ", ".join(map(str, seeds))
         several = f"Mean +- standard deviation (n - 1) over the {len(seeds)} seeds {every}{of}."
-        said.append(several if len(seeds) > 1 else f"One seed, {every}{of}: no deviation is known.")
-    return said
+        sentences.append(
+            several if len(seeds) > 1 else f"One seed, {every}{of}: no deviation is known."
+        )
+    return sentences
 
 
 def _reached(of: Mapping[str, Any]) -> str:

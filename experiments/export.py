@@ -39,17 +39,17 @@ def _export(args: argparse.Namespace) -> None:
 
     portable.check_free(args.out, force=args.force)
     cli.check_devices()
-    found = load(args.run, step=args.step)
-    model = found.portable(
+    loaded = load(args.run, step=args.step)
+    model = loaded.portable(
         args.which,
         jaxdist=__version__,
         run=str(args.run.absolute()),
-        config=json.dumps(found.run.description),
+        config=json.dumps(loaded.run.description),
     )
     portable.write(args.out, model, force=args.force)
     numbers = sum(x.size for x in model.leaves.values())
     print(
-        f"{args.out}: {model.about['which']} of {args.run} at step {found.step}, "
+        f"{args.out}: {model.about['which']} of {args.run} at step {loaded.step}, "
         f"{numbers:,} numbers in {len(model.leaves)} leaves"
     )
 

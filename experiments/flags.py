@@ -36,21 +36,21 @@ def split(argv: Sequence[str]) -> list[Given]:
         >>> split(["--rule.period", "4", "8", "--no-progress"])[1]
         Given(name='no_progress', word='--no-progress', values=[])
     """
-    found: list[Given] = []
+    flags: list[Given] = []
     for word in argv:
         if word.startswith("--") and len(word) > 2:
             flag, equals, value = word.partition("=")
             name = flag[2:].replace("-", "_")
-            found.append(Given(name, flag, [value] if equals else []))
-        elif found:
-            found[-1].values.append(word)
+            flags.append(Given(name, flag, [value] if equals else []))
+        elif flags:
+            flags[-1].values.append(word)
         elif word != "-h":
             raise ValueError(f"{word!r} follows no flag: allowed are flags and their values")
-    names = [positive(given.name) for given in found]
+    names = [positive(given.name) for given in flags]
     for name in dict.fromkeys(names):
         if names.count(name) > 1 and name not in REPEATABLE:
             raise ValueError(f"--{name} is given {names.count(name)} times; give it once")
-    return found
+    return flags
 
 
 def positive(name: str) -> str:
@@ -66,16 +66,16 @@ def counts(kind: type, default: Any = None, prefix: str = "") -> dict[str, int |
         default: an instance; parts of a configuration have the flags of those in it.
         prefix: of the flags.
     """
-    found: dict[str, int | None] = {}
+    numbers: dict[str, int | None] = {}
     for field in dataclasses.fields(kind):
         value = field.default if default is None else getattr(default, field.name)
-        told = (getattr(arg, "name", None) for arg in getattr(field.type, "__metadata__", ()))
-        name = prefix + next((name for name in told if name is not None), field.name)
+        names = (getattr(arg, "name", None) for arg in getattr(field.type, "__metadata__", ()))
+        name = prefix + next((name for name in names if name is not None), field.name)
         if dataclasses.is_dataclass(value):
-            found |= counts(type(value), value, f"{name}." if name else "")
+            numbers |= counts(type(value), value, f"{name}." if name else "")
         else:
-            found[name] = _count(field.type)
-    return found
+            numbers[name] = _count(field.type)
+    return numbers
 
 
 def _count(annotation: Any) -> int | None:
@@ -99,8 +99,8 @@ def check(
     """Checks the flags that were given against those that there are.
 
     Args:
-        given: as `split` found them.
-        known: as `counts` found them.
+        given: what `split` returns.
+        known: what `counts` returns.
         config: the name of the configuration, for the errors.
         factories: the factory in each slot of it.
 
@@ -184,7 +184,7 @@ def grid(given: Sequence[Given], known: Mapping[str, int | None]) -> list[tuple[
     """The command lines of all combinations, where flags of one value are given several.
 
     Args:
-        given: as `split` found them.
+        given: what `split` returns.
         known: the flags that may have several.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Flags that would change nothing beside the others: whoever gave one meant something else."""
+"""Flags that would change nothing with the others: whoever gave one meant something else."""
 
 from collections.abc import Collection, Iterator
 
@@ -20,7 +20,7 @@ def check(config: Config, run: Run, given: Collection[str]) -> None:
         given: the names of the flags. What the configuration itself holds is not looked at.
 
     Raises:
-        ValueError: for the first flag without an effect; it says why there is none.
+        ValueError: for the first flag without an effect; with the reason.
     """
     for names, why in _without_effect(config, run):
         for name in sorted({*names} & {*given}):

@@ -21,7 +21,7 @@ CLOCKS = {
 
 
 class Panel(NamedTuple):
-    """What a panel shows, of the measures the first that a run tells."""
+    """What a panel shows, of the measures the first that a run has."""
 
     measures: tuple[str, ...]
     across: str
@@ -75,10 +75,10 @@ def draw(
         The PNGs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    told = _told(runs, headline)
-    for name, panel in told.items():
+    drawn = _with_values(runs, headline)
+    for name, panel in drawn.items():
         _figure(runs, [panel], folder / f"{name}.png", labels, pictures.WIDTHS[width], 1)
-    return [folder / f"{name}.png" for name in told]
+    return [folder / f"{name}.png" for name in drawn]
 
 
 def overview(
@@ -88,8 +88,8 @@ def overview(
     headline: Headline = ACCURACY,
 ) -> None:
     """Draws all panels into one figure as wide as a page, as PNG and as PDF."""
-    told = list(_told(runs, headline).values())
-    _figure(runs, told, path, labels or {}, pictures.WIDTHS["page"], 3)
+    drawn = list(_with_values(runs, headline).values())
+    _figure(runs, drawn, path, labels or {}, pictures.WIDTHS["page"], 3)
 
 
 def read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -106,12 +106,12 @@ def read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
             labels[name] = text[len(name) + 1 :]
             continue
         try:
-            found = json.loads(Path(text).read_text())
+            pairs = json.loads(Path(text).read_text())
         except (OSError, ValueError) as error:
             raise ValueError(f"labels={text!r} is neither NAME=LABEL nor JSON: {error}") from None
-        if not isinstance(found, dict):
+        if not isinstance(pairs, dict):
             raise ValueError(f"labels={text!r} holds no JSON object of names and labels")
-        labels |= {name: str(label) for name, label in found.items()}
+        labels |= {name: str(label) for name, label in pairs.items()}
     for name in labels:
         lookup(dict.fromkeys(names), name, "label of a configuration")
     called = [labels.get(name, name) for name in names]
@@ -120,23 +120,23 @@ def read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-def _told(runs: Runs, headline: Headline) -> dict[str, Panel]:
-    """Those for which there is something: a clock's only where all runs tell its time."""
+def _with_values(runs: Runs, headline: Headline) -> dict[str, Panel]:
+    """Those for which there is something: a clock's only where all runs have its time."""
     every = [lines for of in runs.values() for lines in of]
-    tells = lambda lines, panel: any(
+    has = lambda lines, panel: any(
         panel.across in line and any(m in line for m in panel.measures) for line in lines
     )
     holds = lambda panel: all if panel.across in CLOCKS else any
     return {
         name: panel
         for name, panel in panels_of(headline).items()
-        if holds(panel)(tells(run, panel) for run in every)
+        if holds(panel)(has(run, panel) for run in every)
     }
 
 
 def _figure(
     runs: Runs,
-    told: Sequence[Panel],
+    drawn: Sequence[Panel],
     path: Path,
     labels: Mapping[str, str],
     width: float,
@@ -145,14 +145,14 @@ def _figure(
     numbers = {name: len(of) for name, of in runs.items()}
     called = seeds.labelled(numbers, labels)
     legend = pictures.Legend(list(called.values()), width, seeds.title(numbers))
-    columns = min(columns, len(told))
-    rows = -(-len(told) // columns)
+    columns = min(columns, len(drawn))
+    rows = -(-len(drawn) // columns)
     height = rows * max(1.75, 0.5 * width / columns) + legend.height
     with pictures.figure(path, width, height, ENDINGS) as figure:
         panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
-        for axes, panel in zip(panels, told, strict=False):
+        for axes, panel in zip(panels, drawn, strict=False):
             handles = _draw_panel(axes, panel, runs)
-        for axes in panels[len(told) :]:
+        for axes in panels[len(drawn) :]:
             axes.set_visible(False)
         legend.draw(figure, handles)
 
@@ -163,17 +163,17 @@ def _draw_panel(axes: Any, panel: Panel, runs: Runs) -> list[Any]:
     unit = 1e-6 if panel.across == "bytes_sent" else 1.0
     for index, of in enumerate(runs.values()):
         style = pictures.style(index)
-        told = {name for lines in of for line in lines for name in line}
-        measure = next((name for name in panel.measures if name in told), panel.measures[0])
-        if (found := seeds.band(of, measure, panel.across)) is None:
+        names = {name for lines in of for line in lines for name in line}
+        measure = next((name for name in panel.measures if name in names), panel.measures[0])
+        if (band := seeds.band(of, measure, panel.across)) is None:
             handles += axes.plot([], [], **style)
             continue
-        x, y = found.x * unit, found.mean * panel.scale
+        x, y = band.x * unit, band.mean * panel.scale
         handles += axes.plot(x, y, markevery=max(1, len(x) // 8), **style)
         if len(x) == 1:  # which no line shows
             axes.plot(x, y, "o", color=style["color"])
-        if found.range is not None:
-            low, high = (edge * panel.scale for edge in found.range)
+        if band.range is not None:
+            low, high = (edge * panel.scale for edge in band.range)
             axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         shown["x"].append(x)
         shown["y"].append(y)

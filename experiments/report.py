@@ -27,7 +27,7 @@ PROG = "python -m experiments.report"
 PAGE, TIMELINES = "report.html", "timelines.png"
 
 INSTEAD = {"loss": "mean_loss", "consensus_distance": "consensus_after_sync"}
-"""What is not drawn of a run that tells the other."""
+"""What is not drawn of a run that has the other."""
 
 MANY_WORKERS = 16
 
@@ -90,18 +90,20 @@ def render(
 ) -> str:
     """The page about these runs, best first; `labels` are what to call configurations."""
     labels = labels or {}
-    found = {run.name: summarize(run) for run in runs}
+    summaries = {run.name: summarize(run) for run in runs}
     headline = comparison.common([run.folder for run in runs])
-    score = lambda run: float(np.array(found[run.name].get(headline.test), float))  # none is NaN
+    score = lambda run: float(
+        np.array(summaries[run.name].get(headline.test), float)
+    )  # none is NaN
     runs = sorted(runs, key=lambda run: headline.rank(score(run)))
     groups = list(dict.fromkeys(run.group for run in runs))
     colors = {run.name: groups.index(run.group) for run in runs}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     sections = {
-        "Over the seeds": _over_seeds(runs, found, colors, labels, headline),
-        "Summary": _summary(runs, found, colors, headline),
+        "Over the seeds": _over_seeds(runs, summaries, colors, labels, headline),
+        "Summary": _summary(runs, summaries, colors, headline),
         "Curves": _curves(runs, colors, labels, headline),
-        "What the rule tells": (_rule(run, headline) for run in runs),
+        "What the rule reports": (_rule(run, headline) for run in runs),
         "Timelines on the virtual clock": map(_timelines, workdirs),
         "Sharpness": map(_sharpness, runs),
         "Configuration": _compare("option", {run.name: run.config for run in runs}),
@@ -116,7 +118,7 @@ def render(
 
 def _over_seeds(
     runs: Sequence[Run],
-    found: Mapping[str, Mapping[str, Any]],
+    summaries: Mapping[str, Mapping[str, Any]],
     colors: Mapping[str, int],
     labels: Mapping[str, str],
     headline: Headline,
@@ -127,13 +129,13 @@ def _over_seeds(
         return
     rows, columns = [], {}
     for head, of in columns_of(headline).items():
-        if any(of[0] in found[run.name] for each in groups.values() for run in each):
+        if any(of[0] in summaries[run.name] for each in groups.values() for run in each):
             columns[head] = of
     for group, of in groups.items():
         color = next(colors[run.name] for run in runs if run.group == group)
         row = [page.join([page.swatch(color), labels.get(group, group)]), len(of)]
         for measure, scale, unit in columns.values():
-            values = [found[run.name][measure] for run in of if measure in found[run.name]]
+            values = [summaries[run.name][measure] for run in of if measure in summaries[run.name]]
             whole = values and len(values) == len(of)
             row.append(seeds.spread(values, scale, unit, "\u00b1") if whole else "")
         rows.append(row)
@@ -147,15 +149,18 @@ def _over_seeds(
 
 def _summary(
     runs: Sequence[Run],
-    found: Mapping[str, Mapping[str, Any]],
+    summaries: Mapping[str, Mapping[str, Any]],
     colors: Mapping[str, int],
     headline: Headline,
 ) -> Iterator[Markup]:
     every = columns_of(headline).items()
-    columns = {head: of for head, of in every if any(of[0] in f for f in found.values())}
+    columns = {head: of for head, of in every if any(of[0] in f for f in summaries.values())}
     rows, noticed = [], []
     for run in runs:
-        of, options = found[run.name], (run.config.get(name, "") for name in ("rule", "workers"))
+        of, options = (
+            summaries[run.name],
+            (run.config.get(name, "") for name in ("rule", "workers")),
+        )
         steps = f"{of['steps']:,}" + ("" if run.finished else " (not finished)")
         name = page.join([page.swatch(colors[run.name]), run.name])
         cells = (_number(of[m], *form) if m in of else "" for m, *form in columns.values())
@@ -202,12 +207,12 @@ def _curves(
             alone = [run for run in of if len(done) < 2 or not run.finished]
             label = labels.get(group, group)
             if len(done) > 1:
-                told = [run.lines for run in done]
-                found = seeds.band(told, measure, across)
-                if found is not None:
+                lines = [run.lines for run in done]
+                band = seeds.band(lines, measure, across)
+                if band is not None:
                     name = f"{label} ({len(done)} seeds)"
-                    x = found.x * (1e-6 if across == "bytes_sent" else 1)
-                    rows = (found.mean * scale, *(edge * scale for edge in found.range))
+                    x = band.x * (1e-6 if across == "bytes_sent" else 1)
+                    rows = (band.mean * scale, *(edge * scale for edge in band.range))
                     curves.append(Curve(name, colors[done[0].name], x, *rows))
             for run in alone:
                 x, values = run.series(measure, across)
@@ -219,13 +224,13 @@ def _curves(
 
 
 def _instead(run: Run, measure: str) -> bool:
-    """Whether a run tells something better to draw."""
+    """Whether a run has something better to draw."""
     other = INSTEAD.get(measure)
     return other is not None and any(other in line for line in run.lines)
 
 
 def _rule(run: Run, headline: Headline) -> Markup | None:
-    """Charts of the quantities that only this run's rule tells; of layers their mean."""
+    """Charts of the quantities that only this run's rule reports; of layers their mean."""
     drawn = {*ACROSS, "epoch", "seconds", "nonfinite_workers"}
     drawn |= {chart.measure for chart in charts_of(headline)}
     names: dict[str, list[str]] = {}
@@ -261,32 +266,32 @@ def _timelines(workdir: Path) -> Markup | None:
     if not (path := workdir / TIMELINES).is_file():
         return None
     source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    said = f"When the workers of {workdir} compute, wait and communicate"
-    return tag("figure", tag("figcaption", said), tag("img", src=source, alt=said))
+    caption = f"When the workers of {workdir} compute, wait and communicate"
+    return tag("figure", tag("figcaption", caption), tag("img", src=source, alt=caption))
 
 
 def _sharpness(run: Run) -> Markup | None:
-    if (told := record.read_json(run.folder / FOLDER / FILE)) is None:
+    if (saved := record.read_json(run.folder / FOLDER / FILE)) is None:
         return None
     show = lambda of: _number(of["value"], error=of.get("error")) if of else ""
-    points, rows = told["points"], []
+    points, rows = saved["points"], []
     for name in dict.fromkeys(name for of in points.values() for name in of if name != "slice"):
         rows.append((name.replace("_", " "), *(show(of.get(name)) for of in points.values())))
-    caption = f"{run.name} at step {told['step']}: value \u00b1 standard error"
+    caption = f"{run.name} at step {saved['step']}: value \u00b1 standard error"
     return page.table(caption, ["measure", *points], rows)
 
 
-def _compare(head: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Markup]:
+def _compare(head: str, columns: Mapping[str, Mapping[str, Any]]) -> Iterator[Markup]:
     """A table of what differs, and one of what all have in common."""
-    keys = dict.fromkeys(key for of in found.values() for key in of)
+    keys = dict.fromkeys(key for of in columns.values() for key in of)
     show = lambda value: value if isinstance(value, str) else json.dumps(value)
-    rows = {key: [show(of[key]) if key in of else "" for of in found.values()] for key in keys}
+    rows = {key: [show(of[key]) if key in of else "" for of in columns.values()] for key in keys}
     differ = [(key, *values) for key, values in rows.items() if len(set(values)) > 1]
     same = [(key, values[0]) for key, values in rows.items() if len(set(values)) == 1]
     if differ:
-        yield page.table("What differs", [head, *found], differ, words=True)
+        yield page.table("What differs", [head, *columns], differ, words=True)
     if same:
-        caption = "The same in all runs" if len(found) > 1 else "All values"
+        caption = "The same in all runs" if len(columns) > 1 else "All values"
         yield page.details(caption, page.table(caption, [head, "value"], same, words=True))
 
 

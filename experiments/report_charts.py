@@ -20,7 +20,7 @@ class Chart(NamedTuple):
 
 
 def charts_of(headline: Headline) -> list[Chart]:
-    """The charts of what all runs tell."""
+    """The charts of what all runs report."""
     loss = f"loss ({headline.loss_unit})" if headline.loss_unit else "loss"
     score = headline.title + (f" ({headline.unit})" if headline.unit else "")
     test, scale = headline.test, headline.scale

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 DOCTYPE = "<!DOCTYPE html>"
-"""How a page begins, by which one is told from other files."""
+"""How a page begins, by which one is distinguished from other files."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -133,7 +133,7 @@ def details(summary: str, *body: Any) -> Markup:
 def table(
     caption: str, head: Sequence[Any], rows: Iterable[Sequence[Any]], *, words: bool = False
 ) -> Markup:
-    """A table that scrolls if it is too wide; the first column says what the row is of.
+    """A table that scrolls if it is too wide; the first column names what the row is of.
 
     Args:
         caption: what it shows.
@@ -206,7 +206,7 @@ def chart(title: str, x_label: str, log: bool, curves: Sequence[Curve], *, legen
         color = f"c{curve.index % 7}"
         if ranged:
             parts.append(tag("path", d=_band(across, *ranged), class_=f"band {color}"))
-        hint = tag("title", _told(curve))
+        hint = tag("title", _described(curve))
         parts.append(
             tag("path", hint, d=_path(across, value), class_=f"curve {style(curve.index)}")
         )
@@ -214,9 +214,9 @@ def chart(title: str, x_label: str, log: bool, curves: Sequence[Curve], *, legen
             pieces = (slice(i, i + 1) for i in range(len(kept)) if np.isfinite(value[i]))
             dots = "".join(f"M{_points(across[p], value[p])}h0" for p in pieces)
             parts.append(tag("path", d=dots, class_=f"dots {color}"))
-    said = f"{title} against {x_label}: {'; '.join(map(_told, curves[:10]))}"
+    description = f"{title} against {x_label}: {'; '.join(map(_described, curves[:10]))}"
     box = f"0 0 {_WIDTH} {_HEIGHT}"
-    drawn = tag("svg", *parts, viewBox=box, role="img", aria_label=said)
+    drawn = tag("svg", *parts, viewBox=box, role="img", aria_label=description)
     lost = int((np.isfinite(ys) & ~_drawn(ys, log)).sum())
     note = tag("p", f"{lost} values that the axis cannot show are left out.", class_="faint")
     return tag("figure", caption, drawn, note if lost else "")
@@ -295,6 +295,6 @@ def _points(x: np.ndarray, y: np.ndarray) -> str:
     return "L".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
-def _told(curve: Curve) -> str:
+def _described(curve: Curve) -> str:
     finite = len(curve.y) and np.isfinite(curve.y[-1])
     return curve.label + (f" ends at {curve.y[-1]:.4g}" if finite else "")

@@ -14,7 +14,7 @@ from jaxdist.training.plots import lines_with, series
 
 
 class Run(NamedTuple):
-    """What there is to tell about a run."""
+    """What there is to report about a run."""
 
     name: str
     group: str  # of the seeds of one configuration in a sweep, else the name
@@ -47,17 +47,17 @@ def read(workdirs: Sequence[Path]) -> list[Run]:
     common = os.path.commonpath(roots)
     runs = []
     for folder in folders:
-        told = record.read_json(folder / record.CONFIG)
-        if not isinstance(told, dict) or not isinstance(told.get("config"), dict):
+        saved = record.read_json(folder / record.CONFIG)
+        if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
             raise ValueError(f"{folder / record.CONFIG} has no 'config': it is not that of a run")
         lines = metrics.read(folder / record.METRICS)
         if any(not isinstance(line.get("step"), int) for line in lines):
             raise ValueError(f"{folder / record.METRICS}: a line has no 'step'")
         name = folder.relative_to(common).as_posix()
         group = name.rpartition("/seed_")[0] if of_seed(folder) else name
-        config = flatten(told.pop("config"))
+        config = flatten(saved.pop("config"))
         finished = (folder / record.SUMMARY).exists()
-        runs.append(Run(name, group, folder, config, flatten(told), lines, finished))
+        runs.append(Run(name, group, folder, config, flatten(saved), lines, finished))
     return runs
 
 
@@ -68,24 +68,24 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         >>> flatten({"rule": {"factory": "mgrawa", "period": 8}, "seed": 0})
         {'rule': 'mgrawa', 'rule.period': 8, 'seed': 0}
     """
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in plain.items():
         name = prefix if prefix and key == "factory" else f"{prefix}.{key}".lstrip(".")
-        found |= flatten(value, name) if value and isinstance(value, dict) else {name: value}
-    return found
+        flat |= flatten(value, name) if value and isinstance(value, dict) else {name: value}
+    return flat
 
 
 def summarize(run: Run) -> dict[str, Any]:
     """The measures of `comparison.summarize`; of a run not finished, those of its last lines."""
     if run.finished:
-        found = comparison.summarize([run.folder])
+        values = comparison.summarize([run.folder])
         known = comparison.measures(record.headline(run.folder))
-        return found | {m: found[m]["mean"] for m in known if m in found}
-    found = {"steps": 0} | {name: value for line in run.lines for name, value in line.items()}
-    if (headline := record.headline(run.folder)).workers in found:
-        found |= comparison.of_workers(found, headline)
-    sent = found.get("bytes_sent", 0)
-    return found | {"steps": found.get("step", 0), "bytes_sent_per_worker": sent}
+        return values | {m: values[m]["mean"] for m in known if m in values}
+    values = {"steps": 0} | {name: value for line in run.lines for name, value in line.items()}
+    if (headline := record.headline(run.folder)).workers in values:
+        values |= comparison.of_workers(values, headline)
+    sent = values.get("bytes_sent", 0)
+    return values | {"steps": values.get("step", 0), "bytes_sent_per_worker": sent}
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:

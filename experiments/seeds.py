@@ -32,11 +32,11 @@ class Band(NamedTuple):
 
 
 def band(runs: Sequence[Lines], measure: str, across: str = "step") -> Band | None:
-    """A measure at the steps at which all runs tell it.
+    """A measure at the steps at which all runs have it.
 
     Args:
         runs: the lines of each run.
-        measure: what they tell; where it is of each worker, the mean over the finite ones.
+        measure: which of their values; where it is of each worker, the mean over the finite ones.
         across: what it is drawn against.
 
     Returns:
@@ -47,22 +47,22 @@ def band(runs: Sequence[Lines], measure: str, across: str = "step") -> Band | No
         >>> band([[line(1, 2.0), line(2, 1.0)], [line(1, 4.0)]], "loss")
         Band(x=array([1.]), mean=array([3.]), std=array([1.41421356]), cut=True)
     """
-    told = []
+    curves = []
     for run in runs:
         lines = [line for line in lines_with(run, measure) if across in line]
         steps, values = series(lines, measure)
-        told.append((steps, series(lines, across)[1], over_workers(values)[0]))
-    common = told[0][0]
-    for steps, *_ in told[1:]:
+        curves.append((steps, series(lines, across)[1], over_workers(values)[0]))
+    common = curves[0][0]
+    for steps, *_ in curves[1:]:
         common = np.intersect1d(common, steps)
     if not len(common):
         return None
-    x, values = np.zeros((2, len(told), len(common)))
-    for i, (steps, along, each) in enumerate(told):
+    x, values = np.zeros((2, len(curves), len(common)))
+    for i, (steps, along, each) in enumerate(curves):
         at = np.searchsorted(steps, common)
         x[i], values[i] = along[at], each[at]
-    std = values.std(0, ddof=1) if len(told) > 1 else None
-    return Band(x.mean(0), values.mean(0), std, len({int(steps[-1]) for steps, *_ in told}) > 1)
+    std = values.std(0, ddof=1) if len(curves) > 1 else None
+    return Band(x.mean(0), values.mean(0), std, len({int(steps[-1]) for steps, *_ in curves}) > 1)
 
 
 def spread(values: Sequence[float], scale: float = 1, unit: str = "", sign: str = "+-") -> str:

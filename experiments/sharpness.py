@@ -89,15 +89,15 @@ def _measure_all(args: argparse.Namespace) -> None:
     measures = read_measures(args.measures)
     cli.check_devices()
     tasks: dict[Any, Task] = {}
-    found = {}
+    results = {}
     for folder in folders:
         print(f"{folder}", flush=True)
-        found[folder] = measure(folder, measures, args, tasks)
-        report.write_run(folder / FOLDER, found[folder])
+        results[folder] = measure(folder, measures, args, tasks)
+        report.write_run(folder / FOLDER, results[folder])
     out = args.out or args.workdir[0] / FOLDER
     if len(folders) > 1:
         out.mkdir(parents=True, exist_ok=True)
-        report.write_comparison(out, found)
+        report.write_comparison(out, results)
     print(f"\n{(out / 'sharpness.md').read_text()}\n{out / 'sharpness.png'}")
 
 
@@ -109,10 +109,10 @@ def runs_in(root: Path) -> list[Path]:
     """
     if (root / "config.json").is_file():
         return [root]
-    found = sorted(path.parent for path in root.glob("*/seed_*/config.json"))
-    if not found:
+    runs = sorted(path.parent for path in root.glob("*/seed_*/config.json"))
+    if not runs:
         raise ValueError(f"workdir={str(root)!r} holds no run (config.json), and no sweep of runs")
-    return found
+    return runs
 
 
 def read_measures(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
@@ -133,16 +133,16 @@ def read_measures(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     return {name: DEFAULTS.get(name, {}) | options for name, options in calls}
 
 
-def points(found: "Loaded", of: Sequence[str], stack: Any) -> "dict[str, Point]":
+def points(loaded: "Loaded", of: Sequence[str], stack: Any) -> "dict[str, Point]":
     """What there is to measure: "mean", "center" if the rule keeps one, "worker 0" and so on.
 
     The mean and the centre have the mean of the workers' BatchNorm statistics or, where the run
     re-estimates them, those of a stack of batches, `[N, B, ...]`. A worker that is not finite is
     left out.
     """
-    finite = [f"worker {i}" for i in found.finite_workers]
-    names = [name for name in found.names if name in of or ("workers" in of and name in finite)]
-    return {name: found.point(name.removeprefix("worker "), stack) for name in names}
+    finite = [f"worker {i}" for i in loaded.finite_workers]
+    names = [name for name in loaded.names if name in of or ("workers" in of and name in finite)]
+    return {name: loaded.point(name.removeprefix("worker "), stack) for name in names}
 
 
 def measure(
@@ -176,27 +176,27 @@ def measure(
     opened = dataclasses.replace(opened, run=run)
     data, sharding = _data(run, args)
     place = lambda tree: jax.device_put(tree, sharding)
-    path, found = folder / FOLDER / FILE, {}
+    path, values = folder / FOLDER / FILE, {}
     settings = {name: getattr(args, name) for name in ("examples", "batch_size", "seed")}
-    told = {"step": opened.step, "settings": settings | {"balanced": args.balanced}}
+    result = {"step": opened.step, "settings": settings | {"balanced": args.balanced}}
     path.parent.mkdir(exist_ok=True)
-    if (before := record.read_json(path)) and before | told == before:
-        told, found = before, before["points"]
-    told |= {"summary": record.read_json(folder / record.SUMMARY), "points": found}
-    told["headline"] = run.task.headline._asdict()
+    if (before := record.read_json(path)) and before | result == before:
+        result, values = before, before["points"]
+    result |= {"summary": record.read_json(folder / record.SUMMARY), "points": values}
+    result["headline"] = run.task.headline._asdict()
     initial = place(_initial(run, folder)) if "pac_bayes" in measures else None
     noise = jax.random.key(args.seed)
     measured = points(opened, args.of, data[0])
     workers = [point for name, point in measured.items() if name.startswith("worker")]
-    if len(workers) > 1 and "barrier" not in told:
+    if len(workers) > 1 and "barrier" not in result:
         first, second = workers[:2]
         problem = sharpness.Problem.of_task(run.task, place(first.state))
         way = sharpness.barrier(problem, place(first.params), place(second.params), data=data)
-        told["barrier"] = {name: value.tolist() for name, value in way._asdict().items()}
+        result["barrier"] = {name: value.tolist() for name, value in way._asdict().items()}
     for name, point in measured.items():
         params, model_state = place(point)
         problem = sharpness.Problem.of_task(run.task, model_state)
-        one = found.setdefault(name, {})
+        one = values.setdefault(name, {})
         if "slice" not in one:
             line = sharpness.loss_slice(problem, params, key=noise, data=data)
             one["slice"] = {"axis": line.axes[0].tolist(), "losses": line.losses.tolist()}
@@ -214,8 +214,8 @@ def measure(
                 one[which]["error"] = float(error)
             seconds = time.perf_counter() - began
             print(f"  {name:9} {which:22} {float(value):<12.5g} {seconds:6.1f} s", flush=True)
-        metrics.write_json(path, told)
-    return told
+        metrics.write_json(path, result)
+    return result
 
 
 def _initial(run: "Run", folder: Path) -> Any:

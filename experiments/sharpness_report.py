@@ -1,4 +1,4 @@
-"""Tables and pictures of `experiments.sharpness`: of one run, and of several beside each other."""
+"""Tables and pictures of `experiments.sharpness`: of one run, and of several side by side."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,42 +11,42 @@ from jaxdist import files, pictures, sharpness
 from jaxdist.tasks import Headline
 from jaxdist.training import metrics
 
-Told = Mapping[str, Any]
+Result = Mapping[str, Any]
 NO_MEASURE = ("slice",)
 
 
-def write_run(folder: Path, told: Told) -> None:
+def write_run(folder: Path, result: Result) -> None:
     """Writes `sharpness.md` and `sharpness.png` of one run.
 
     Args:
         folder: where they go.
-        told: what `experiments.sharpness.measure` found.
+        result: what `experiments.sharpness.measure` returns.
     """
-    points = told["points"]
+    points = result["points"]
     names = _measures(points.values())
     rows = [(name, [_with_error(point.get(name)) for point in points.values()]) for name in names]
-    notes = f"At step {told['step']}; {_settings(told)} The value +- its standard error."
+    notes = f"At step {result['step']}; {_settings(result)} The value +- its standard error."
     files.write_atomically(folder / "sharpness.md", f"{_table(points, rows)}\n{notes}\n")
     drawn: dict[str, Any] = {
         name: sharpness.Slice((np.array(point["slice"]["axis"]),), np.array(_numbers(point)))
         for name, point in points.items()
     }
-    if "barrier" in told:
-        drawn["two workers:"] = sharpness.Barrier(**told["barrier"])
+    if "barrier" in result:
+        drawn["two workers:"] = sharpness.Barrier(**result["barrier"])
     sharpness.plot(drawn, folder / "sharpness.png")
 
 
-def write_comparison(folder: Path, found: Mapping[Path, Told]) -> None:
+def write_comparison(folder: Path, results: Mapping[Path, Result]) -> None:
     """Writes `sharpness.json`, `.md` and `.png` of several runs, the seeds of each together.
 
     Args:
         folder: where they go.
-        found: what `experiments.sharpness.measure` found, by the run's folder.
+        results: what `experiments.sharpness.measure` returns, by the run's folder.
     """
-    groups: dict[str, list[Told]] = {}
-    for run, told in found.items():
+    groups: dict[str, list[Result]] = {}
+    for run, result in results.items():
         name = run.parent.name if run.name.startswith("seed_") else run.name
-        groups.setdefault(name, []).append(told)
+        groups.setdefault(name, []).append(result)
     parts = {}
     for part in ("mean", "worker", "center"):
         values = {name: _of_runs(runs, part) for name, runs in groups.items()}
@@ -57,10 +57,10 @@ def write_comparison(folder: Path, found: Mapping[Path, Told]) -> None:
         "worker": "At the workers, the mean over them",
         "center": "At the rule's centre",
     }
-    told = next(iter(found.values()))
+    result = next(iter(results.values()))
     many = ", ".join(f"{name} {len(runs)}" for name, runs in groups.items())
     notes = (
-        f"{_settings(told)} Mean +- standard deviation (n - 1) over the runs of a configuration, "
+        f"{_settings(result)} Mean +- standard deviation (n - 1) over the runs of a configuration, "
         f"of one the value alone; runs: {many}."
     )
     tables = []
@@ -73,19 +73,19 @@ def write_comparison(folder: Path, found: Mapping[Path, Told]) -> None:
     _draw(parts["mean"] or parts["worker"] or parts["center"], folder / "sharpness.png")
 
 
-def _of_runs(runs: Sequence[Told], part: str) -> dict[str, list[float]]:
+def _of_runs(runs: Sequence[Result], part: str) -> dict[str, list[float]]:
     """Each measure of one part of each run, and its headline; of the workers the mean."""
-    found: dict[str, list[float]] = {}
-    for told in runs:
-        chosen = [point for name, point in told["points"].items() if name.split()[0] == part]
+    measured: dict[str, list[float]] = {}
+    for result in runs:
+        chosen = [point for name, point in result["points"].items() if name.split()[0] == part]
         for measure in _measures(chosen):
             values = [_number(point[measure]["value"]) for point in chosen if measure in point]
-            found.setdefault(measure, []).append(float(np.mean(values)))
-        if part == "mean" and chosen and told["summary"]:
-            headline = Headline(**told["headline"])
-            value = _number(told["summary"][headline.test])
-            found.setdefault(headline.title, []).append(value)
-    return found
+            measured.setdefault(measure, []).append(float(np.mean(values)))
+        if part == "mean" and chosen and result["summary"]:
+            headline = Headline(**result["headline"])
+            value = _number(result["summary"][headline.test])
+            measured.setdefault(headline.title, []).append(value)
+    return measured
 
 
 def _draw(rules: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
@@ -110,12 +110,12 @@ def _draw(rules: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Non
         panels[0].invert_yaxis()
 
 
-def _measures(points: Iterable[Told]) -> list[str]:
+def _measures(points: Iterable[Result]) -> list[str]:
     names = dict.fromkeys(name for point in points for name in point)
     return [name for name in names if name not in NO_MEASURE]
 
 
-def _numbers(point: Told) -> list[float]:
+def _numbers(point: Result) -> list[float]:
     return [_number(value) for value in point["slice"]["losses"]]
 
 
@@ -123,14 +123,14 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value  # as a metrics file writes it
 
 
-def _settings(told: Told) -> str:
-    settings = told["settings"]
+def _settings(result: Result) -> str:
+    settings = result["settings"]
     many = settings["examples"] or "all"
     kind = "balanced" if settings["balanced"] else "plain"
     return f"{many} training examples (seed {settings['seed']}), {kind} parameters."
 
 
-def _with_error(of: Told | None) -> str:
+def _with_error(of: Result | None) -> str:
     if of is None:
         return ""
     error = f" +- {_number(of['error']):.2g}" if "error" in of else ""

@@ -5,7 +5,7 @@ trains into DIR/<configuration>/seed_<seed>, in one process, and leaves a plot, 
 file in DIR. The same command again goes on where it stopped, and trains nothing twice. With several
 values for a flag, `--rule.period 4 8`, it is a grid: DIR/<configuration>,rule.period=4/seed_<seed>
 and so on; several rules, `--rule mgrawa lgrawa`, are DIR/<configuration>,rule=mgrawa/seed_<seed>.
-What is wrong with any of the runs is told before the first is trained.
+What is wrong with any of the runs is reported before the first is trained.
 """
 
 import argparse
@@ -224,7 +224,7 @@ def _arguments(default: "Config") -> type:
         bytes_budget: float | None = None
         """Give each rule the shortest period with which a worker sends at most so many bytes."""
         target: str | None = None
-        """The table says when each run first reached it: a number, of what the task is judged by,
+        """The table has when each run first reached it: a number, of what the task is judged by,
         as a test accuracy; or NAME=VALUE with any name of the runs' evaluations, as
         test_loss=0.5, or 'NAME>=VALUE', 'NAME<=VALUE'."""
         progress: bool = True

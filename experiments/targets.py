@@ -23,7 +23,7 @@ class Target(NamedTuple):
     rising: bool
 
     def reached(self, line: Mapping[str, Any]) -> bool:
-        """Whether a line tells the number, and it is as good.
+        """Whether a line has the number, and it is as good.
 
         Example:
             >>> target = Target("test_loss", 0.5, rising=False)
@@ -56,11 +56,11 @@ def read(text: str, headline: Headline) -> Target:
     wrong = ValueError(
         f"target={text!r}: allowed are a number, NAME=NUMBER, NAME>=NUMBER, NAME<=NUMBER"
     )
-    if (found := re.fullmatch(r"(?:(\w+)(>=|<=|=))?([^<>=]+)", text)) is None:
+    if (match := re.fullmatch(r"(?:(\w+)(>=|<=|=))?([^<>=]+)", text)) is None:
         raise wrong
-    name, how = found[1] or headline.test, found[2] or "="
+    name, how = match[1] or headline.test, match[2] or "="
     try:
-        value = float(found[3])
+        value = float(match[3])
     except ValueError:
         raise wrong from None
     if not math.isfinite(value):
@@ -84,7 +84,7 @@ def read(text: str, headline: Headline) -> Target:
 
 
 def check(target: Target, names: Collection[str]) -> None:
-    """Checks that a run's evaluations tell the number.
+    """Checks that a run's evaluations have the number.
 
     Raises:
         ValueError: if they do not, with the nearest name and all of them.

@@ -63,7 +63,7 @@ def mean(
         axis: the workers' axis.
         weight: this worker's w >= 0, a scalar, or a tree like `tree` whose leaves broadcast against
             its leaves: one weight a leaf, or one for each slice of a leaf.
-        groups: as for `sum`.
+        groups: lists of worker indices, all of one size, that hold each worker once; None for all.
         otherwise: what this worker gets if all weights are 0, a tree like `tree`; None for NaN.
 
     Returns:
@@ -139,10 +139,10 @@ def from_argmin(
     me, nobody = index(axis), np.int32(np.iinfo(np.int32).max)
     leader = min(jnp.where((score == best) & (score < jnp.inf), me, nobody), axis, groups)
     mine = jax.tree.map(lambda x: jnp.where(me == leader, x, _lowest(x.dtype)), tree)
-    found = _extreme(mine, axis, groups)
+    result = _extreme(mine, axis, groups)
     elected = leader < nobody
-    found = jax.tree.map(lambda f, x: jnp.where(elected, f, x), found, tree)
-    return found, jnp.where(elected, leader, np.int32(-1))
+    result = jax.tree.map(lambda f, x: jnp.where(elected, f, x), result, tree)
+    return result, jnp.where(elected, leader, np.int32(-1))
 
 
 def gather_scalars(x: jax.Array, axis: Axis) -> jax.Array:

@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             with temporary.open("xb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
-                os.fsync(file.fileno())  # a disk that is full may tell only now
+                os.fsync(file.fileno())  # a disk that is full may report it only now
             os.replace(temporary, target)
         except OSError:
             with contextlib.suppress(OSError):

@@ -27,7 +27,7 @@ def rounds(source: np.ndarray) -> list[Round]:
     degree = np.append(counts.sum(0), counts.sum(1)).max()
     for a, b in np.ndindex(num, num):
         counts[a, b] += np.minimum(degree - counts[a].sum(), degree - counts[:, b].sum())
-    found = []
+    result = []
     for _ in range(degree):
         target = maximum_bipartite_matching(csr_array(counts), perm_type="column")
         pairs, send, receive = [], np.zeros(num, int), np.full(num, -1)
@@ -36,5 +36,5 @@ def rounds(source: np.ndarray) -> list[Round]:
             if moves[a, b]:
                 send[a], receive[b] = moves[a, b].pop()
                 pairs.append((a, int(b)))
-        found.append((pairs, send, receive))
-    return found
+        result.append((pairs, send, receive))
+    return result

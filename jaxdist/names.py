@@ -64,17 +64,17 @@ def parse(
     try:
         body = ast.parse(text.strip(), mode="eval").body
         calls = body.elts if isinstance(body, ast.Tuple) else [body]
-        found = [_call(node) for node in calls]
+        parsed = [_call(node) for node in calls]
     except (SyntaxError, ValueError, TypeError):
         raise wrong from None
-    if not found:
+    if not parsed:
         raise wrong
-    for name, options in found:
+    for name, options in parsed:
         parameters = inspect.signature(lookup(table, name, kind)).parameters.values()
         known = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY} | dict(also or {})
         for option in options:
             lookup(known, option, f"option of {kind} {name!r}:")
-    return found
+    return parsed
 
 
 def make_one(
@@ -98,12 +98,12 @@ def make_one(
     """
     if spec is None or isinstance(spec, kind):
         return spec
-    said = kind.__name__.lower()
+    noun = kind.__name__.lower()
     if not isinstance(spec, str):
         raise ValueError(f"{argument} is {spec!r}; it must be text, a {kind.__name__} or None")
-    calls = parse(table, spec, said)
+    calls = parse(table, spec, noun)
     if len(calls) != 1:
-        raise ValueError(f"{argument} is {spec!r}; it must name one {said}")
+        raise ValueError(f"{argument} is {spec!r}; it must name one {noun}")
     ((name, options),) = calls
     return table[name](**options)
 

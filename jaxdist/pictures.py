@@ -1,6 +1,6 @@
 """What all pictures share: widths that fit a paper, colours, line styles and scales.
 
-The colours are those of Okabe and Ito without yellow, which can be told apart by people who see
+The colours are those of Okabe and Ito without yellow, which can be distinguished by people who see
 fewer colours; curves differ in their line style as well.
 """
 

@@ -52,10 +52,10 @@ def num_workers(tree: Tree) -> int:
         shape = jnp.shape(x)
         lengths.setdefault(shape[0] if shape else None, f"tree{jax.tree_util.keystr(path)}")
     if len(lengths) != 1 or None in lengths:
-        found = ", ".join(
+        listed = ", ".join(
             f"{name} has {'no axis' if n is None else n}" for n, name in lengths.items()
         )
-        raise ValueError(f"leading axes: {found}; all leaves must have the same one, W")
+        raise ValueError(f"leading axes: {listed}; all leaves must have the same one, W")
     return next(iter(lengths))
 
 
@@ -140,7 +140,7 @@ def mean(tree: Tree) -> Tree:
 def consensus_distance(tree: Tree) -> jax.Array:
     """How far the workers are from their mean: sqrt(mean_i ||x_i - xbar||^2), in float32 or wider.
 
-    Workers that are not finite are left out, as in `mean`, and so are leaves that are neither real
+    Workers that are not finite are left out, and so are leaves that are neither real
     nor complex floats. Of complex numbers it takes the modulus.
 
     Example:

@@ -192,11 +192,11 @@ class Traffic:
 
 def _hold(conditions: Sequence[tuple[Due, ...]], steps: np.ndarray) -> np.ndarray:
     """Whether all parts of each condition hold at each step."""
-    found = np.ones((len(conditions), len(steps)), bool)
-    for row, condition in zip(found, conditions, strict=True):
+    holds = np.ones((len(conditions), len(steps)), bool)
+    for row, condition in zip(holds, conditions, strict=True):
         for due in condition:
             row &= np.asarray(due(steps))
-    return found
+    return holds
 
 
 _OPERATION = re.compile(
@@ -222,7 +222,7 @@ def compiled(hlo: str) -> list[Collective]:
     Returns:
         The collectives in the order of the text. The workers are the devices.
     """
-    found = []
+    operations = []
     devices = _DEVICES.search(hlo)
     for line in hlo.splitlines():
         if (match := _OPERATION.search(line)) is None:
@@ -242,8 +242,8 @@ def compiled(hlo: str) -> list[Collective]:
             messages = len([1 for a, b in moves if a != b])
         if match["kind"] == "reduce-scatter":
             size *= members
-        found.append(Collective(match["kind"], size, members, messages))
-    return found
+        operations.append(Collective(match["kind"], size, members, messages))
+    return operations
 
 
 def _along(mesh: str, axes: str) -> int:

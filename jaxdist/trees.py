@@ -78,8 +78,8 @@ def apart(make: Callable[[Tree], Tree], params: Tree) -> Tree:
 
 def check_alike(tree: Tree, like: Tree, name: str, other: str) -> None:
     """Raises a ValueError unless `tree` has the structure and the shapes of `like`."""
-    if (found := jax.tree.structure(tree)) != (wanted := jax.tree.structure(like)):
-        raise ValueError(f"{name} is {found}, {other} is {wanted}; they must have one structure")
+    if (actual := jax.tree.structure(tree)) != (wanted := jax.tree.structure(like)):
+        raise ValueError(f"{name} is {actual}, {other} is {wanted}; they must have one structure")
     pairs = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True)
     for (path, x), y in pairs:
         if jnp.shape(x) != jnp.shape(y):
@@ -112,20 +112,20 @@ def vary(tree: Tree, like: Tree) -> Tree:
 
 def _buckets(leaves: Sequence[jax.Array], at_once: bool) -> list[list[int]]:
     """Which leaves go together: those of a type, of at most `LARGEST` elements in all."""
-    found: list[list[int]] = []
+    buckets: list[list[int]] = []
     for dtype in sorted({x.dtype for x in leaves}, key=str):
         held = LARGEST + 1
         for i in [i for i, x in enumerate(leaves) if x.dtype == dtype]:
             held += leaves[i].size
             if held > LARGEST:
-                found.append([])
+                buckets.append([])
                 held = leaves[i].size
-            found[-1].append(i)
-        if at_once and len([b for b in found if leaves[b[0]].dtype == dtype]) > 1:
+            buckets[-1].append(i)
+        if at_once and len([b for b in buckets if leaves[b[0]].dtype == dtype]) > 1:
             raise ValueError(
                 f"tree has more than {LARGEST} numbers of type {dtype}, which is the most"
             )
-    return found
+    return buckets
 
 
 def _varying(x: Any) -> frozenset[str]:

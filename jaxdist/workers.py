@@ -1,4 +1,4 @@
-"""Workers: the one place where a function for one worker meets a mesh of devices."""
+"""Workers: the one place where a function for one worker is put on a mesh of devices."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -532,7 +532,7 @@ def test_pictures(tmp_path):
     assert surface.get_title() == "plane"
     sharpness.plot(plane, tmp_path / "plane.png")
     assert (tmp_path / "plane.png").stat().st_size > 5000
-    with pytest.raises(ValueError, match="found is"):
+    with pytest.raises(ValueError, match="results="):
         sharpness.plot({})
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 def benchmarks() -> dict[str, str]:
     """What there is: the first line of each benchmark, by name."""
-    found = {}
+    names = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         if f"python -m experiments.bench.{path.stem}" in text:
-            found[path.stem] = text.splitlines()[0].partition(": `python -m")[0]
-    return found
+            names[path.stem] = text.splitlines()[0].partition(": `python -m")[0]
+    return names
 
 
 def main() -> None:

@@ -100,16 +100,16 @@ def compare(steps: int) -> None:
     table = Table(*columns, box=None)
     errors, links, alone = {}, {}, {}
     for num in (2, 4):
-        found = processes.run("experiments.bench.clock", num, PATIENCE)
-        link = Links({k: fit(k, [each["collectives"][k] for each in found]) for k in KINDS})
-        without = [each["steps"]["none"] for each in found]
+        results = processes.run("experiments.bench.clock", num, PATIENCE)
+        link = Links({k: fit(k, [each["collectives"][k] for each in results]) for k in KINDS})
+        without = [each["steps"]["none"] for each in results]
         speeds = clock.measured([np.diff([one["began"], *one["ended"]]) for one in without])
         alone[num] = round(float(speeds.table(steps).sum(0).max()), 3)
         links[num] = {k: [float(f"{x:.3g}") for x in one] for k, one in link.numbers.items()}
         for rule, hyper in RULES.items():
             traffic = Traffic.of(transformation(rule, "worker", hyper), parameters(), num)
             predicted = clock.simulate(traffic, speeds, link, steps)
-            real = [each["steps"][rule] for each in found]
+            real = [each["steps"][rule] for each in results]
             took = max(one["ended"][-1] for one in real) - max(one["began"] for one in real)
             waited = inside(real[1]) - inside(without[1])
             waited -= np.diff(predicted.communicate[:, 1]).sum()
@@ -215,14 +215,14 @@ def stamps(
     for t in range(PERIOD):  # compiles
         jax.block_until_ready(program(load(t)))
     multihost.barrier("compiled")
-    found = {"began": time.monotonic(), "called": [], "ended": []}
+    results = {"began": time.monotonic(), "called": [], "ended": []}
     for t, seconds in enumerate(sleeps.tolist(), PERIOD):
         time.sleep(seconds)
         batch = load(t)
-        found["called"].append(time.monotonic())
+        results["called"].append(time.monotonic())
         jax.block_until_ready(program(batch))
-        found["ended"].append(time.monotonic())
-    return found
+        results["ended"].append(time.monotonic())
+    return results
 
 
 # what both know

@@ -1,6 +1,6 @@
 """How fast gossip agrees: `python -m experiments.bench.consensus [--figure PATH]`.
 
-What a mixing leaves of the consensus distance of 8 workers with zero gradients, in float32, beside
+What a mixing leaves of the consensus distance of 8 workers with zero gradients, in float32, against
 the bound of the theory, ||W_T ... W_1 - J||_2:
 
 - a step of a static graph, from random parameters, once the slowest mode is all that is left;
@@ -138,7 +138,7 @@ def main() -> None:
     """Prints the table; exits with 1 if anything is off."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench.consensus",
-        description="What gossip leaves of the consensus distance, beside the theory's bound.",
+        description="What gossip leaves of the consensus distance, against the theory's bound.",
     )
     parser.add_argument("--figure", metavar="PATH", help="save a picture of the distances")
     args = parser.parse_args()

@@ -36,7 +36,7 @@ class Trial:
     Attributes:
         outcome: in a word or two.
         seconds: from the fault until the other processes had ended; None if it came too late.
-        steps_lost: from the last step told before the fault to the one it went on from.
+        steps_lost: from the last step logged before the fault to the one it went on from.
         hang: a bound was exceeded.
         wrong: it ended otherwise than a run that nothing happened to, or did not say what it had
             to.
@@ -128,11 +128,11 @@ class Bench:
 
         Args:
             run: the run.
-            trial: takes down what is found.
+            trial: records the results.
             others: the processes that must end.
             safe: the step that the run must not fall behind.
         """
-        workdir, told = run.workdir, run_of.logged(run.workdir)
+        workdir, logged = run.workdir, run_of.logged(run.workdir)
         trial.seconds = round(
             run_of.wait(
                 "the end of the other processes",
@@ -141,7 +141,7 @@ class Bench:
             ),
             2,
         )
-        lowest = [told]
+        lowest = [logged]
 
         def see() -> bool:
             lowest.append(run_of.logged(workdir))
@@ -155,7 +155,7 @@ class Bench:
             trial.outcome = "restarted"
             if min(lowest) < start // LOG_EVERY * LOG_EVERY:  # it began further back
                 start = min(lowest)
-        trial.steps_lost = max(0, told - start)
+        trial.steps_lost = max(0, logged - start)
         if start < safe:
             trial.lost, trial.note = True, f"{trial.note} from {start}, safe was {safe}"
 
@@ -175,9 +175,9 @@ def _strike(number: signal.Signals, victims: str = "", during_save: bool = False
         if victims == LAUNCHER or not there:
             there = there | {LAUNCHER: run.launcher.pid}
         victim = bench.random.choice(sorted(there, key=str))
-        told, safe = run_of.logged(run.workdir), run_of.complete(run.workdir)
+        logged, safe = run_of.logged(run.workdir), run_of.complete(run.workdir)
         if number == signal.SIGTERM:
-            safe = max(safe, told)
+            safe = max(safe, logged)
         if run.ended() or run_of.finished(run.workdir):
             trial.outcome = "too late"
             run.finish()
@@ -195,7 +195,7 @@ def _strike(number: signal.Signals, victims: str = "", during_save: bool = False
 
 
 def _named(run: Running, trial: Trial, victim: int) -> None:
-    """After SIGSTOP the others must have said who is stuck.
+    """After SIGSTOP the others must have reported who is stuck.
 
     Or the launcher: it is JAX that ends them where process 0 is, in which its runtime lives.
     """
@@ -244,8 +244,8 @@ def _corrupt(bench: Bench, run: Running, trial: Trial) -> None:
         trial.outcome, trial.note = "harmless", str(path.relative_to(last))
         return
     trial.outcome, trial.seconds = "refused", round(time.monotonic() - began, 2)
-    found = re.search(r"checkpoint (\S+) cannot be restored .* to (start anew|go on from)", output)
-    if not found or Path(found[1]) != last:
+    match = re.search(r"checkpoint (\S+) cannot be restored .* to (start anew|go on from)", output)
+    if not match or Path(match[1]) != last:
         trial.wrong, trial.note = True, f"{last} is not named: {output[-3000:]}"
     shutil.rmtree(last)
     trial.steps_lost = int(last.name) - run_of.complete(run.workdir)
@@ -271,11 +271,11 @@ def _end(workdir: Path) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
     return [np.asarray(x) for x in jax.tree.leaves(state)], lines
 
 
-def _difference(found: tuple, wanted: tuple) -> str:
+def _difference(actual: tuple, wanted: tuple) -> str:
     """How two runs differ; empty if they do not, bitwise."""
-    pairs = list(zip(found[0], wanted[0], strict=True))
+    pairs = list(zip(actual[0], wanted[0], strict=True))
     if not all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs):
         return f"the states differ by {max(np.abs(a - b).max() for a, b in pairs)}"
-    if found[1] != wanted[1]:
+    if actual[1] != wanted[1]:
         return "the metrics differ"
     return ""

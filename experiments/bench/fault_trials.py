@@ -119,16 +119,16 @@ class Running:
 
     def processes(self) -> dict[int, int]:
         """The processes that train now: the process id of each index."""
-        found = {}
+        processes = {}
         for child in children(self.launcher.pid):
             with contextlib.suppress(OSError):
                 environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
                 for entry in environment:
                     name, _, value = entry.partition(b"=")
                     if name == b"JAX_PROCESS_ID":
-                        found[int(value)] = child
-        self._seen |= set(found.values())
-        return found
+                        processes[int(value)] = child
+        self._seen |= set(processes.values())
+        return processes
 
     def ended(self) -> bool:
         """Whether the launcher has ended."""
@@ -181,12 +181,12 @@ def send(pid: int, number: signal.Signals) -> None:
 
 def children(pid: int) -> list[int]:
     """The children of a process, whichever of its threads started them."""
-    found = []
+    processes = []
     with contextlib.suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
-                found += map(int, (thread / "children").read_text().split())
-    return found
+                processes += map(int, (thread / "children").read_text().split())
+    return processes
 
 
 def alive(pid: int) -> bool:

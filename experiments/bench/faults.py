@@ -10,9 +10,9 @@ again for as long as the run is not finished. A trial is
 * wrong if the state or the metrics at the end are not bitwise those of a run that nothing happened
   to, or if an error that was due does not name what it should;
 * lost if the run went on from before the last checkpoint that was complete at the fault or, after
-  SIGTERM at a run that was training, from before the last step that it had told.
+  SIGTERM at a run that was training, from before the last step in its log.
 
-For Linux, where processes are found in /proc. The last line is JSON; the status is 1 if there were
+For Linux, where processes are listed in /proc. The last line is JSON; the status is 1 if there were
 hangs, or wrong or lost runs.
 """
 
@@ -35,19 +35,19 @@ FEW = 4
 """Only every so many of the repetitions for cases other than signals at random moments."""
 
 
-def row(case: str, found: Sequence[Trial]) -> str:
+def row(case: str, trials: Sequence[Trial]) -> str:
     """A case's line of the table."""
-    outcomes = [trial.outcome for trial in found]
+    outcomes = [trial.outcome for trial in trials]
     counts = {name: outcomes.count(name) for name in dict.fromkeys(sorted(outcomes))}
-    seconds = [trial.seconds for trial in found if trial.seconds is not None]
-    lost = [trial.steps_lost for trial in found]
+    seconds = [trial.seconds for trial in trials if trial.seconds is not None]
+    lost = [trial.steps_lost for trial in trials]
     cells = [
         CASES[case].title,
-        str(len(found)),
+        str(len(trials)),
         ", ".join(f"{count} {name}" for name, count in counts.items()),
         f"{statistics.median(seconds):.1f} / {max(seconds):.1f}" if seconds else "",
         f"{statistics.median(lost):g} / {max(lost)}",
-        *(str(sum(getattr(trial, name) for trial in found)) for name in ("hang", "wrong", "lost")),
+        *(str(sum(getattr(trial, name) for trial in trials)) for name in ("hang", "wrong", "lost")),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -71,21 +71,21 @@ def main() -> None:
         )
     force_host_devices(args.processes)
     job = Job(args.processes, args.steps, args.checkpoint_every)
-    found: dict[str, list[Trial]] = {}
+    outcomes: dict[str, list[Trial]] = {}
     with ending(), tempfile.TemporaryDirectory() as folder:
         bench = Bench(job, Path(folder), random.Random(args.seed))
         for name in args.only:
             times = args.repeat if CASES[name].often else math.ceil(args.repeat / FEW)
-            found[name] = []
+            outcomes[name] = []
             for i in range(times):
                 trial = bench.trial(CASES[name])
-                found[name].append(trial)
+                outcomes[name].append(trial)
                 print(f"{name} {i + 1} of {times}: {trial}", flush=True)
     print("\n| case | tried | outcomes | s to detection | steps lost | hangs | wrong | lost |")
     print("|---|---|---|---|---|---|---|---|")
-    print("\n".join(row(name, trials) for name, trials in found.items()))
+    print("\n".join(row(name, trials) for name, trials in outcomes.items()))
     print("\nSeconds and steps: median / worst.\n")
-    trials = [trial for several in found.values() for trial in several]
+    trials = [trial for several in outcomes.values() for trial in several]
     failed = {
         "hangs": sum(trial.hang for trial in trials),
         "wrong": sum(trial.wrong for trial in trials),

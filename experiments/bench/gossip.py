@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Times or compares, as the command line says."""
+    """Times or compares, as the command line asks."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench.gossip",
         description="D-PSGD over the same in plain PyTorch, and what the rules on graphs cost.",

@@ -51,7 +51,7 @@ class Side(common.Stepper):
 
 
 def main() -> None:
-    """Times or compares the steps, as the command line says."""
+    """Times or compares the steps, as the command line asks."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench.lpf",
         description="Step time of LPF-SGD, SAM and ASAM over that of SGD.",
@@ -66,29 +66,29 @@ def main() -> None:
             check(args.models)
             return
         table = Table("model", "gradient", "ms a step", "ratio", "lowest", "highest", box=None)
-        found = {name: measure(name, args.pairs, args.steps) for name in args.models}
-        for name, each in found.items():
+        results = {name: measure(name, args.pairs, args.steps) for name in args.models}
+        for name, each in results.items():
             for gradient, row in each.items():
                 table.add_row(name, gradient, *map(str, row.values()))
         Console(soft_wrap=True, highlight=False).print(table)
-        ratios = {name: each["lpf"]["ratio"] for name, each in found.items()}
-        common.finish("lpf", batch=BATCH, samples=SAMPLES, ratio=ratios, models=found)
+        ratios = {name: each["lpf"]["ratio"] for name, each in results.items()}
+        common.finish("lpf", batch=BATCH, samples=SAMPLES, ratio=ratios, models=results)
 
 
 def measure(model: str, pairs: int, steps: int) -> dict[str, dict[str, float]]:
     """Times one model's step with every gradient, in turn."""
     sides = {name: Side(make_run(model, of)) for name, of in GRADIENTS.items()}
     taken = common.interleave(sides, steps, pairs)
-    found = {}
+    results = {}
     for name, seconds in taken.items():
         ratios = [a / b for a, b in zip(seconds, taken["sgd"], strict=True)]
-        found[name] = {
+        results[name] = {
             "ms a step": round(1e3 * statistics.median(seconds) / steps, 3),
             "ratio": round(statistics.median(ratios), 3),
             "lowest": round(min(ratios), 3),
             "highest": round(max(ratios), 3),
         }
-    return found
+    return results
 
 
 def check(models: list[str]) -> None:

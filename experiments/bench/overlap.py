@@ -3,7 +3,7 @@
 `ratio`: the seconds a step of local SGD over those of LASGD (the delta rule) of the same period.
 Two gloo processes, each pinned to a core of its own, train an MLP of about a million parameters
 over a link of `--mbit` 10^6 bits a second (`slow_link`; where the machine does not allow one, over
-loopback, and the output says so). Each has two CPU devices: one for the steps, the other for what
+loopback, and the output notes it). Each has two CPU devices: one for the steps, the other for what
 LASGD launches (`Overlap`). All are driven as the training loop does it, and take turns.
 
 `ideal` is (compute + sync) / max(compute, sync) of the same measurement: compute is a period of
@@ -49,11 +49,11 @@ WIDTHS = (768, 512)
 PORT = 29500  # in the namespaces all are free
 PATIENCE = 540  # seconds after which processes are killed
 TOLERANCE = 1e-5  # of what the averages change
-SIDES = ("no communication", "local_sgd", "lasgd, beside", "lasgd, inside")
+SIDES = ("no communication", "local_sgd", "lasgd, overlapped", "lasgd, inside")
 
 
 def main() -> None:
-    """Starts the two processes and prints what they found; or is one of them."""
+    """Starts the two processes and prints their results; or is one of them."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench.overlap",
         description="Step time of local SGD over that of LASGD, on a slow link.",
@@ -83,10 +83,10 @@ def main() -> None:
         with ending(), link(args.mbit) as (ends, slowed):
             here = {"address": ends[0].address, "before": [end.command for end in ends]}
             port = PORT if ends[0].command else None
-            found = processes.run("experiments.bench.overlap", 2, PATIENCE, port=port, **here)
-        told = {"slowed": slowed, "mbit": args.mbit if slowed else None, "batch": args.batch}
-        told["parameters"] = found[0]["parameters"]
-        (report_check if args.check else report)(found, args.steps, told)
+            results = processes.run("experiments.bench.overlap", 2, PATIENCE, port=port, **here)
+        facts = {"slowed": slowed, "mbit": args.mbit if slowed else None, "batch": args.batch}
+        facts["parameters"] = results[0]["parameters"]
+        (report_check if args.check else report)(results, args.steps, facts)
 
 
 @contextlib.contextmanager
@@ -101,12 +101,12 @@ def link(mbit: float) -> Iterator[tuple[Sequence[End], bool]]:
         yield ends, slowed
 
 
-def report(found: Sequence[dict[str, Any]], steps: int, told: dict[str, Any]) -> None:
+def report(results: Sequence[dict[str, Any]], steps: int, facts: dict[str, Any]) -> None:
     """Prints the table and the last line."""
-    taken = {name: np.max([each[name] for each in found], 0) for name in (*SIDES, "sync")}
+    taken = {name: np.max([each[name] for each in results], 0) for name in (*SIDES, "sync")}
     ms = {name: float(np.median(t)) / steps * 1e3 for name, t in taken.items()}
     compute, sync = (taken[name] for name in ("no communication", "sync"))
-    ratios = taken["local_sgd"] / taken["lasgd, beside"]
+    ratios = taken["local_sgd"] / taken["lasgd, overlapped"]
     ideals = (compute + sync) / np.maximum(compute, sync)
     ratio, ideal, reached = map(statistics.median, (ratios, ideals, ratios / ideals))
     inside = common.ratio(taken["local_sgd"], taken["lasgd, inside"])
@@ -118,7 +118,7 @@ def report(found: Sequence[dict[str, Any]], steps: int, told: dict[str, Any]) ->
     console.print(
         f"a period of {PERIOD} steps computes {PERIOD * ms['no communication']:.0f} ms, its sync "
         f"takes {PERIOD * ms['sync']:.0f} ms\n"
-        f"local_sgd / lasgd beside: {ratio:.3f}, ideal {ideal:.3f}, reached {reached:.3f}\n"
+        f"local_sgd / lasgd overlapped: {ratio:.3f}, ideal {ideal:.3f}, reached {reached:.3f}\n"
         f"local_sgd / lasgd inside: {inside:.3f}"
     )
     common.finish(
@@ -134,16 +134,18 @@ def report(found: Sequence[dict[str, Any]], steps: int, told: dict[str, Any]) ->
         steps=steps,
         period=PERIOD,
         delay=DELAY,
-        **told,
+        **facts,
     )
 
 
-def report_check(found: Sequence[dict[str, Any]], steps: int, told: dict[str, Any]) -> None:
+def report_check(results: Sequence[dict[str, Any]], steps: int, facts: dict[str, Any]) -> None:
     """Prints how far apart the parameters are; exit status 1 if too far."""
-    apart, changed = (max(each[k] for each in found) for k in ("apart", "changed"))
+    apart, changed = (max(each[k] for each in results) for k in ("apart", "changed"))
     agree = apart <= TOLERANCE * changed
-    print(f"beside and inside are {apart:.1e} apart, the averages change {changed:.1e}")
-    common.finish("overlap --check", agree=agree, apart=apart, changed=changed, steps=steps, **told)
+    print(f"overlapped and inside are {apart:.1e} apart, the averages change {changed:.1e}")
+    common.finish(
+        "overlap --check", agree=agree, apart=apart, changed=changed, steps=steps, **facts
+    )
     if not agree:
         raise SystemExit(1)
 
@@ -157,9 +159,9 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     os.sched_setaffinity(0, {cores[int(os.environ["JAX_PROCESS_ID"]) % len(cores)]})
     jax.config.update("jax_num_cpu_devices", 2)
     multihost.initialize()
-    found = (compare if args.check else measure)(args)
-    multihost.barrier("all is found")
-    return found
+    results = (compare if args.check else measure)(args)
+    multihost.barrier("all is measured")
+    return results
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -168,13 +170,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for side in sides.values():
         side(PERIOD + DELAY)  # compiles; from here on every period of steps has one whole sync
     params = sides["no communication"].state.params
-    told = {"parameters": own(params).size}
+    facts = {"parameters": own(params).size}
     sides["sync"] = make_sync(params)
     sides["sync"](PERIOD)
     taken = common.interleave(
         {name: together(side) for name, side in sides.items()}, args.steps, args.rounds
     )
-    return told | taken
+    return facts | taken
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -182,10 +184,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     sides = make_sides(args.batch)
     for side in sides.values():
         side(args.steps + DELAY)
-    none, _, beside, inside = (own(side.state.params) for side in sides.values())
+    none, _, overlapped, inside = (own(side.state.params) for side in sides.values())
     distance = lambda a, b: float(np.sqrt(np.sum(np.square(a - b))))
     return {
-        "apart": distance(beside, inside),
+        "apart": distance(overlapped, inside),
         "changed": distance(none, inside),
         "parameters": none.size,
     }
@@ -199,14 +201,14 @@ def make_sides(batch: int) -> dict[str, Driven]:
     runs = (
         make_run(batch, first, rule="none"),
         make_run(batch, first, rule="local_sgd", period=PERIOD),
-        make_run(batch, first, beside=second, **late),
+        make_run(batch, first, overlap=second, **late),
         make_run(batch, first, **late),
     )
     return {name: Driven(run) for name, run in zip(SIDES, runs, strict=True)}
 
 
 def make_run(
-    batch: int, workers: Workers, *, rule: str, beside: Workers | None = None, **hyper: Any
+    batch: int, workers: Workers, *, rule: str, overlap: Workers | None = None, **hyper: Any
 ) -> Run:
     """A run on 28 x 28 digits that never stops."""
     dataset = digits(size=28)
@@ -215,7 +217,7 @@ def make_run(
         tx = rules.compose(optimizer, rule, workers.axis, **hyper)
     return Run(
         workers=workers,
-        way=EveryStep() if beside is None else Overlap(beside),
+        way=EveryStep() if overlap is None else Overlap(overlap),
         task=classification(
             MODELS["mlp"](dataset.input_shape, dataset.num_classes, widths=WIDTHS), dataset
         ),

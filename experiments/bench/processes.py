@@ -1,4 +1,4 @@
-"""Real processes for benchmarks: each prints, last, a line of JSON with what it found."""
+"""Real processes for benchmarks: each prints, last, a line of JSON with its results."""
 
 import json
 import os
@@ -31,12 +31,12 @@ def run(
         module: the benchmark's module.
         num: how many processes.
         patience: seconds after which they are killed.
-        address: where process 0 is found by the others.
+        address: where the others reach process 0.
         port: the port there; None for a free one of this machine.
         before: for each process the words before its command; none is left at the end.
 
     Returns:
-        What each process found.
+        The results of each process.
 
     Raises:
         SystemExit: if one fails, with the end of its output, or takes too long.
@@ -50,7 +50,7 @@ def run(
     }
     command = [sys.executable, "-m", module, *sys.argv[1:], CHILD]
     deadline = time.monotonic() + patience
-    found = []
+    results = []
     with Children() as children:
         processes = [
             children.start(
@@ -66,12 +66,12 @@ def run(
             try:
                 output = process.communicate(timeout=max(0.0, deadline - time.monotonic()))[0]
             except subprocess.TimeoutExpired:
-                told = f"process {len(found)} of {num} took more than {patience} s"
-                raise SystemExit(told) from None
+                message = f"process {len(results)} of {num} took more than {patience} s"
+                raise SystemExit(message) from None
             if process.returncode:
                 raise SystemExit(f"a process ended with {process.returncode}:\n{output[-3000:]}")
-            found.append(json.loads(output.splitlines()[-1]))
-    return found
+            results.append(json.loads(output.splitlines()[-1]))
+    return results
 
 
 def _free_port() -> int:

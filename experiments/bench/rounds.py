@@ -87,8 +87,8 @@ def main() -> None:
         workers = Workers.create(common.WORKERS)
         columns = ("ms a step", "first program, s", "ratio", "lowest", "highest")
         table = Table("model", "way", *columns, box=None)
-        found = {name: measure(name, workers, args.pairs, args.steps) for name in args.models}
-        for name, each in found.items():
+        results = {name: measure(name, workers, args.pairs, args.steps) for name in args.models}
+        for name, each in results.items():
             for way in WAYS:
                 ratios = [str(each[k]) for k in columns[2:]] if WAYS[way] > 1 else []
                 table.add_row(name, way, *(str(each[k][way]) for k in columns[:2]), *ratios)
@@ -96,8 +96,8 @@ def main() -> None:
         common.finish(
             "rounds",
             devices=len(jax.devices()),
-            ratio={name: each["ratio"] for name, each in found.items()},
-            models=found,
+            ratio={name: each["ratio"] for name, each in results.items()},
+            models=results,
         )
 
 

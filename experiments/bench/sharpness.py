@@ -135,7 +135,7 @@ def trained(model: Model, dataset: Dataset) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Times or compares the two sides, as the command line says."""
+    """Times or compares the two sides, as the command line asks."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench.sharpness",
         description="Time of PyHessian's measures in PyTorch over that of ours.",
@@ -167,7 +167,7 @@ def main() -> None:
 def measure(subject: Subject, theirs: TorchHessian, measures: list[str], pairs: int) -> None:
     """Times both sides in turn; prints the table and the figures."""
     columns = ("measure", "side", "seconds", "products", "value", "error")
-    table, found = Table(*columns, box=None), {}
+    table, results = Table(*columns, box=None), {}
     for name in measures:
         sides = {
             "ours": partial(subject, OURS[name]),
@@ -181,7 +181,7 @@ def measure(subject: Subject, theirs: TorchHessian, measures: list[str], pairs: 
                 seconds.setdefault(side, []).append(time.perf_counter() - began)
         products = _products(name, values["torch"][-1])
         ratios = [b / a for a, b in zip(seconds["ours"], seconds["torch"], strict=True)]
-        found[name] = {
+        results[name] = {
             "ratio": round(statistics.median(ratios), 3),
             "ratios": [round(r, 3) for r in ratios],
             "seconds": {side: round(statistics.median(s), 3) for side, s in seconds.items()},
@@ -195,25 +195,25 @@ def measure(subject: Subject, theirs: TorchHessian, measures: list[str], pairs: 
                 "torch": values["torch"][-1].get("error"),
             },
         }
-    if "eigenvalue" in found:
-        of = found["eigenvalue"]["value"]
-        found["eigenvalue"]["off"] = {
+    if "eigenvalue" in results:
+        of = results["eigenvalue"]["value"]
+        results["eigenvalue"]["off"] = {
             side: abs(of[side] - subject.exact) / subject.exact for side in of
         }
-    for name, each in found.items():
+    for name, each in results.items():
         for side in ("ours", "torch"):
             of_side = [each[k][side] for k in ("seconds", "products", "value", "error")]
             error = of_side.pop()
             error = "" if error is None else f"{error:.3g}"
             table.add_row(name, side, *map(str, of_side), error)
     Console(soft_wrap=True, highlight=False).print(table)
-    result = {"ratio": {name: each["ratio"] for name, each in found.items()}}
-    if "products" in found:
-        seconds = found["products"]["seconds"]
+    result = {"ratio": {name: each["ratio"] for name, each in results.items()}}
+    if "products" in results:
+        seconds = results["products"]["seconds"]
         result["products_per_second"] = {k: round(PROBES / s, 3) for k, s in seconds.items()}
     labels = subject.data[0][1]
     size = {"examples": labels.size, "batch": labels.shape[1]}
-    common.finish("sharpness", **result, measures=found, **size, torch=theirs("version")["value"])
+    common.finish("sharpness", **result, measures=results, **size, torch=theirs("version")["value"])
 
 
 def check(subject: Subject, theirs: TorchHessian, measures: list[str]) -> None:

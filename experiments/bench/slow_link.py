@@ -41,7 +41,7 @@ def slow_link(mbit: float) -> Iterator[tuple[End, End]]:
         mbit: what passes in each direction, in 10^6 bits a second.
 
     Raises:
-        OSError: where this machine does not allow it; says why.
+        OSError: where this machine does not allow it, with the reason.
     """
     if not (shutil.which("ip") and shutil.which("tc")):
         raise OSError("ip and tc are not installed")

@@ -5,7 +5,7 @@
 Both train the CNN of two convolutions on 28 x 28 images, 32 a worker and step, with Nesterov
 momentum, MGRAWA of period 8 and all data in memory, in float32 on the CPU: ours with the trainer's
 step on 8 host devices, theirs in 8 gloo processes of one thread (`torch_workers`). They take turns,
-so that whatever else the machine does meets both alike. `--check` compares the parameters that
+so that whatever else the machine does affects both alike. `--check` compares the parameters that
 both reach from the same start instead of timing them.
 """
 
@@ -57,7 +57,7 @@ class OurSide(common.Stepper):
 
 
 def main() -> None:
-    """Times or compares the two sides, as the command line says."""
+    """Times or compares the two sides, as the command line asks."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench.throughput",
         description="Samples per second of 8 workers with MGRAWA over those of plain PyTorch.",

@@ -132,23 +132,23 @@ def eigenvalue(hessian: Hessian, *, near: float, within: float, most: int) -> di
 
 def trace(hessian: Hessian, *, error: float, most: int, least: int = 10) -> dict[str, float]:
     """The trace by random signs, until its standard error is so small; at least `least` of them."""
-    found = []
-    while len(found) < most:
+    estimates = []
+    while len(estimates) < most:
         v = _signs(hessian.params)
-        found.append(_dot(v, hessian(v)))
-        if len(found) >= least and _estimate(found)["error"] <= error:
+        estimates.append(_dot(v, hessian(v)))
+        if len(estimates) >= least and _estimate(estimates)["error"] <= error:
             break
-    return _estimate(found)
+    return _estimate(estimates)
 
 
 def dimension(hessian: Hessian, *, steps: int, samples: int, shift: float) -> dict[str, float]:
     """Sum of max(l, 0) / (max(l, 0) + shift) over the spectral density by Lanczos."""
-    size, found = sum(p.numel() for p in hessian.params), []
+    size, estimates = sum(p.numel() for p in hessian.params), []
     for _ in range(samples):
         values, weights = _lanczos(hessian, steps)
         values = np.maximum(values, 0)
-        found.append(size * float(weights @ (values / (values + shift))))
-    return _estimate(found)
+        estimates.append(size * float(weights @ (values / (values + shift))))
+    return _estimate(estimates)
 
 
 def _lanczos(hessian, steps):
@@ -169,9 +169,9 @@ def _lanczos(hessian, steps):
     return values, vectors[0] ** 2
 
 
-def _estimate(found):
-    error = float(np.std(found, ddof=1) / len(found) ** 0.5) if len(found) > 1 else None
-    return {"value": float(np.mean(found)), "error": error}
+def _estimate(estimates):
+    error = float(np.std(estimates, ddof=1) / len(estimates) ** 0.5) if len(estimates) > 1 else None
+    return {"value": float(np.mean(estimates)), "error": error}
 
 
 MEASURES = {"eigenvalue": eigenvalue, "trace": trace, "dimension": dimension}
@@ -252,9 +252,9 @@ def main(folder: Path) -> None:
             answer = {"value": torch.__version__}
         elif measure == "product":
             vector = np.load(folder / "vector.npz")
-            found = hessian([_to_torch(vector[k]) for k in params])
-            found = {k: _to_jax(h.numpy()) for k, h in zip(params, found, strict=True)}
-            np.savez(folder / "product.npz", **found)
+            product = hessian([_to_torch(vector[k]) for k in params])
+            product = {k: _to_jax(h.numpy()) for k, h in zip(params, product, strict=True)}
+            np.savez(folder / "product.npz", **product)
             answer = {}
         else:
             answer = MEASURES[measure](hessian, **options)

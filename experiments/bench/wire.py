@@ -1,7 +1,7 @@
 """What each rule sends: `python -m experiments.bench.wire`.
 
 Kind, count and bytes of the collectives in the compiled program of a local step and of a sync step,
-8 workers on 8 devices, beside the least that the method needs. For a rule on a graph that is one
+8 workers on 8 devices, against the least that the method needs. For a rule on a graph that is one
 collective-permute for each matching that is active, and the model to each neighbour.
 """
 
@@ -71,7 +71,7 @@ def quantized_mean(d: int) -> int:
 def rows() -> list[Row]:
     """All rules, then what compression makes of some.
 
-    A mean carries the sum of its weights beside the model, which is what keeps out a worker that is
+    A mean carries the sum of its weights with the model, which is what keeps out a worker that is
     not finite: one number, or one a layer; a quorum needs the number of workers too. Sums in groups
     of two are halved: an even number. Of two fragments of the CNN the first is all but the 402,698
     parameters of the large dense kernel and the last layer. The AL-DSGD graph 1 has 12 edges, so 3
@@ -88,7 +88,7 @@ def rows() -> list[Row]:
     to = lambda degree, numbers=0: lambda d, leaves: degree * 4 * (d + numbers)
     ring = {"period": common.PERIOD, "topology": "ring"}
     graph = hyper["dpsgd"]
-    found = [
+    result = [
         Row("average_gradients", {}, weighted, every_step=True),
         Row("local_sgd", hyper["local_sgd"], weighted),
         Row("post_local_sgd", hyper["post_local_sgd"], weighted),
@@ -119,7 +119,7 @@ def rows() -> list[Row]:
         Row("sgp", hyper["sgp"], to(3, 2), 6),
         Row("noloco", hyper["noloco"], lambda d, leaves: 2 * 4 * d, 1),
     ]
-    return found + compressed(ring)
+    return result + compressed(ring)
 
 
 def compressed(ring: dict[str, Any]) -> list[Row]:

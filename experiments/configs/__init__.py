@@ -1,4 +1,4 @@
-"""Configurations: each file holds `config = ...` and says what it is for.
+"""Configurations: each file holds `config = ...` and describes what it is for.
 
 Where a file also sets `rules`, these are the hyper-parameters with which each rule begins there
 when it is put in place of the configuration's own (`--rule NAME`).
@@ -22,7 +22,7 @@ _SHARED = ("__init__", "one_worker", "recipes", "settings")
 
 
 def available() -> dict[str, str]:
-    """The names of all configurations, with the first line of what each says about itself."""
+    """The names of all configurations, with the first line of each one's description."""
     files = sorted(file for file in _FOLDER.glob("*.py") if file.stem not in _SHARED)
     docs = {file.stem: ast.get_docstring(ast.parse(file.read_text())) or "" for file in files}
     return {name: doc.partition("\n")[0] for name, doc in docs.items()}
@@ -36,7 +36,7 @@ def load(name: str, rule: str | None = None) -> "Config":
             `config.json` of a run.
         rule: the rule in place of its own, as "easgd" or "easgd(period=8)". What is not written
             there is as the file's `rules` say, or the rule's default. A local optimizer with
-            momentum has none beside a rule that has its own.
+            momentum has none with a rule that has its own.
 
     Raises:
         ValueError: if there is no such configuration or rule; it gives the nearest name.

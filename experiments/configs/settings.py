@@ -1,6 +1,6 @@
 """Hyper-parameters of each rule on a data set: what `--rule NAME` begins with, before other flags.
 
-They are ours where no source stands beside them. A rule that is not listed has its defaults.
+They are ours where no source stands with them. A rule that is not listed has its defaults.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Starts the processes of one JAX program: `python -m experiments.launch`, and scripts beside it.
+"""Starts the processes of one JAX program: `python -m experiments.launch`, and scripts around it.
 
 `tpu_pod.sh`, `slurm.sbatch` and `jobset.yaml` start the same command on many machines.
 """

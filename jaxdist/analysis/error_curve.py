@@ -3,7 +3,7 @@
 A network without training error is taken to err at x with probability min(1, r / delta), where r is
 the distance from x to the nearest training example in a feature space of d dimensions. From the
 density of the training features follows the error at every size of the training set; d and delta
-are fitted to errors measured at a few sizes, and the curve then tells what more data would give.
+are fitted to errors measured at a few sizes, and the curve then predicts what more data would give.
 
 Reference: Bisla, Saridena, Choromanska, A theoretical-empirical approach to estimating sample
 complexity of DNNs, 2021. READ in the authors' source code; `kind="poisson"` is ours.

@@ -47,14 +47,14 @@ def granulated_kendall(
         psi_i = mean of tau over the groups of models that differ in hyper-parameter i alone
         Psi = mean of psi_i over the hyper-parameters
 
-    A measure that merely tells apart two widths, say, gets a high overall tau where the width
+    A measure that merely separates two widths, say, gets a high overall tau where the width
     decides the gap, but here no more than its share.
 
     Args:
         settings: for each hyper-parameter its value in each model, `[n]`. No two models may have
             the same values of all: average over seeds before, or name the seed here.
-        measure: a number for each model, `[n]`, as in `kendall`.
-        gap: as in `kendall`.
+        measure: a number for each model, `[n]`.
+        gap: the generalisation gap of each model, `[n]`.
 
     Returns:
         psi by hyper-parameter, and Psi. Groups without a tau (see `kendall`) are left out; where

@@ -208,7 +208,7 @@ def arrivals(
     if quorum > num:
         raise ValueError(f"quorum is {quorum}; it must be from 1 to {num}, the workers of speeds")
     check_least("grace", grace)
-    found = Arrivals(np.empty((rounds, num), bool), np.empty((rounds, num), int), np.empty(rounds))
+    result = Arrivals(np.empty((rounds, num), bool), np.empty((rounds, num), int), np.empty(rounds))
     paces = [_Pace(speeds, i) for i in range(num)]
     merged, before = (
         np.zeros(num, int),
@@ -217,12 +217,12 @@ def arrivals(
     for r in range(rounds):
         there = np.array([p.ends(m + period) for p, m in zip(paces, merged, strict=True)])
         there += link_seconds
-        found.seconds[r] = now = np.sort(there)[quorum - 1] + grace
+        result.seconds[r] = now = np.sort(there)[quorum - 1] + grace
         done = np.array([p.finished(now) for p in paces])
-        found.arrived[r] = there <= now
-        found.steps[r] = done - before
-        merged, before = np.where(found.arrived[r], done, merged), done
-    return found
+        result.arrived[r] = there <= now
+        result.steps[r] = done - before
+        merged, before = np.where(result.arrived[r], done, merged), done
+    return result
 
 
 class _Pace:

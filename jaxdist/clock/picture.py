@@ -14,11 +14,11 @@ _COLORS = {"compute": "C0", "wait": "C3", "communicate": "C1"}
 def plot(timeline: Timeline, path: str | os.PathLike[str] | None = None) -> Any:
     """Draws when each worker computes, waits and communicates.
 
-    Collectives that do not block run beside the compute and stand below it, in thin bars.
+    Collectives that do not block overlap the compute and stand below it, in thin bars.
 
     Args:
         timeline: what `simulate` returns, best of some tens of steps.
-        path: where to save the picture, if given; the ending says the format.
+        path: where to save the picture, if given; the ending decides the format.
 
     Returns:
         A matplotlib `Figure`, which notebooks show.
@@ -47,11 +47,11 @@ def draw(axes: Any, timeline: Timeline) -> None:
     """Draws a timeline into axes of a figure, as `plot` does; the legend is the caller's."""
     num = timeline.num_workers
     for kind, color in _COLORS.items():
-        beside = kind == "communicate" and timeline.delay > 0
+        overlaps = kind == "communicate" and timeline.delay > 0
         for worker in range(num):
             start, end = np.moveaxis(getattr(timeline, kind)[:, worker], -1, 0)
             bars = [(a, b - a) for a, b in zip(start, end, strict=True) if b > a]
-            place = (worker + 0.3, 0.15) if beside else (worker - 0.4, 0.65)
+            place = (worker + 0.3, 0.15) if overlaps else (worker - 0.4, 0.65)
             axes.broken_barh(bars, place, color=color, label=kind if worker == 0 else None)
     axes.set_ylim(num - 0.5, -0.5)
     axes.set_xlim(0, timeline.end)

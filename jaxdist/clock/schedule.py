@@ -92,14 +92,14 @@ def grants(speeds: Speeds, period: int, rounds: int) -> np.ndarray:
     check_integer("rounds", rounds, 1)
     num = speeds.num_workers
     total = period * num
-    taken, found = np.zeros(num, int), np.zeros((rounds, num), int)
-    for row in found:
+    taken, counts = np.zeros(num, int), np.zeros((rounds, num), int)
+    for row in counts:
         ahead = [speeds.seconds(i, n + np.arange(total - 1)) for i, n in enumerate(taken)]
         asks = np.cumsum(np.pad(ahead, ((0, 0), (1, 0))), axis=1)
         first = np.argsort(asks, axis=None, kind="stable")[:total]
         row += np.bincount(first // total, minlength=num)
         taken += row
-    return found
+    return counts
 
 
 def simulate_rounds(granted: ArrayLike, speeds: Speeds, sync_seconds: ArrayLike = 0.0) -> Timeline:

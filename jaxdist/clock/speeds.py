@@ -96,7 +96,7 @@ def constant(times: ArrayLike) -> Speeds:
         times: `[W]`, seconds a step.
 
     Raises:
-        ValueError: as `measured`.
+        ValueError: if `times` is no such array, or a time is not finite and above 0.
 
     Example:
         >>> float(constant([1.0, 3.0]).seconds(1, 7))

@@ -36,10 +36,10 @@ def means(
     Args:
         axis: the workers' axis.
         compress: a compressor, its name with options, or None.
-        kind: what is averaged, which says how it is compressed, see `exchange.compressed`:
+        kind: what is averaged, which decides how it is compressed (`exchange.compressed`):
             "increments", after which x_i is the mean; "changes", which the receivers add up, the
             only ones of which there are sums; "levels", where x_i stays away from the mean.
-        aggregate: what stands for the mean, see `jaxdist.robust`; None for the mean itself. Of the
+        aggregate: what stands for the mean (see `jaxdist.robust`); None for the mean itself. Of the
             weights it only sees which are 0.
 
     Raises:

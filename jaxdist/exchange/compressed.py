@@ -90,10 +90,10 @@ class Means(base.Means):
             change = jax.tree.map(jnp.add, memory.reference, change)
             sent = sent._replace(reference=change)
         choose = lambda some, m, x: jnp.where(some, m.astype(x.dtype), x)
-        found = jax.tree.map(choose, some, change, otherwise)
+        result = jax.tree.map(choose, some, change, otherwise)
         anybody = jnp.stack([s.any() for s in jax.tree.leaves(some)]).any()
         keep = lambda new, old: jnp.where(anybody, new, old)
-        return found, total, jax.tree.map(keep, sent, memory)
+        return result, total, jax.tree.map(keep, sent, memory)
 
     def sum(self, tree, memory, step):
         mean, memory = self._send(tree, None, memory, step)
@@ -144,6 +144,6 @@ class Leader(base.Leader):
         change = self.compressor.decode(message, apart, step)
         choose = lambda new, old: jnp.where(leader >= 0, new.astype(old.dtype), old)
         known = jax.tree.map(jnp.add, memory.reference, change)
-        found = jax.tree.map(choose, known, tree)
+        result = jax.tree.map(choose, known, tree)
         known = jax.tree.map(choose, known, memory.reference)
-        return found, leader, memory._replace(reference=known, state=state)
+        return result, leader, memory._replace(reference=known, state=state)

@@ -93,9 +93,10 @@ def average(
     Args:
         sample: a function of the sample's number.
         num: of samples.
-        loop: how, see `unrolled`; or "vmap", which holds the parameters of all samples at once.
+        loop: "scan", "unroll" or None for the better one here; or "vmap", which holds the
+            parameters of all samples at once.
         types: a tree with the shapes and types of the gradients.
-        like: what the samples are made of (see `trees.vary`).
+        like: what the samples are made of; the sum varies over the mesh axes of it.
 
     Returns:
         What the samples returned besides, stacked `[num, ...]`, and the mean of their gradients,
@@ -141,8 +142,8 @@ def step_key(seed: Any, axis: Axis | None, step: jax.Array) -> jax.Array:
 
 def check_given(wrapper: str, params: Any, grad_fn: Any) -> None:
     """Raises a ValueError if an argument that a wrapper's update needs is missing."""
-    for name, found in (("params", params), ("grad_fn", grad_fn)):
-        if found is None:
+    for name, value in (("params", params), ("grad_fn", grad_fn)):
+        if value is None:
             raise ValueError(
                 f"{name} is None; {wrapper} needs tx.update(grads, state, params, "
                 f"grad_fn=lambda params, i: ...)"

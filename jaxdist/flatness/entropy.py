@@ -64,7 +64,8 @@ def entropy_sgd(
         decay: of the running mean z, in [0, 1].
         seed: an integer or a key; the noise depends on it and on the step.
         axis: the workers' axis, for noise of each worker's own; None for the same on all.
-        loop: "scan", "unroll" or None, as in `lpf_value_and_grad`.
+        loop: "scan" compiles one step of the chain, in a loop; "unroll" all of them, without one.
+            None is "scan"; on CPU, "unroll" up to 16 steps.
 
     Returns:
         A transformation: `tx.update(grads, state, params, grad_fn=...)`. `grad_fn(params, i)` gives

@@ -48,8 +48,10 @@ def lpf_value_and_grad(
         num_samples: M, which must divide the batch where it is split.
         split_batch: whether every sample has a part of the batch; otherwise all of it, M times the
             cost.
-        scale: of the noise, see `deviation`.
-        filter_axis: see `deviation`.
+        scale: what the deviation of an entry is in proportion to: "std", "std_norm", "var",
+            "elementwise" or "isotropic" (the formulas are in `deviation`).
+        filter_axis: the axes that number a leaf's filters, an integer, "flax" (the last, with
+            exceptions for embeddings and attention), or a function of the leaf's path.
         antithetic: whether samples come in pairs, of tau and -tau.
         bn: which aux is returned, for the statistics of BatchNorm: "mean", the mean over the
             samples (of what is no float, the last); "last", that of the last sample; "clean", that
@@ -145,14 +147,18 @@ def lpf(
     Args:
         optimizer: what acts on g, at the unperturbed theta.
         gamma: the size of the noise, or a schedule of the step.
-        num_samples: M.
-        scale: of the noise, see `deviation`.
-        filter_axis: see `deviation`.
+        num_samples: M, how many perturbed gradients are averaged.
+        scale: what the deviation of an entry is in proportion to: "std", "std_norm", "var",
+            "elementwise" or "isotropic" (the formulas are in `deviation`).
+        filter_axis: the axes that number a leaf's filters, an integer, "flax" (the last, with
+            exceptions for embeddings and attention), or a function of the leaf's path.
         antithetic: whether samples come in pairs, of tau and -tau.
         mix: in [0, 1]; below 1, `updates` must be the gradient at theta.
         seed: an integer or a key; the noise depends on it and on the step.
         axis: the workers' axis, for noise of each worker's own; None for the same on all.
-        loop: as in `lpf_value_and_grad`.
+        loop: "scan" compiles one sample, in a loop; "unroll" all of them, without one; "vmap" runs
+            all at once, with M copies of the parameters. None is "scan"; on CPU, where the gradient
+            of a convolution is many times slower in a loop, "unroll" up to M = 16.
 
     Returns:
         A transformation: `tx.update(grads, state, params, grad_fn=...)`. `grad_fn(params, i)` gives
@@ -162,8 +168,8 @@ def lpf(
         reach the optimizer.
 
     Raises:
-        ValueError: for a bad argument, as `lpf_value_and_grad`, or a `mix` outside [0, 1]; in
-            `update`, if `grad_fn` or `params` is missing.
+        ValueError: if gamma is negative, num_samples < 1 or, antithetic, odd, `mix` outside [0, 1],
+            or an option unknown; in `update`, if `grad_fn` or `params` is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -173,7 +179,8 @@ def lpf(
         [-0.25, -0.5]
 
     Reference:
-        As `lpf_value_and_grad`. `mix` was READ in a note on random weight perturbation.
+        Bisla, Wang and Choromanska, LPF-SGD, AISTATS 2022, READ in the official code. `mix`
+        was READ in a note on random weight perturbation.
     """
     perturbed = _perturbed(gamma, num_samples, scale, filter_axis, antithetic, loop)
     check_between("mix", mix, 0, 1)

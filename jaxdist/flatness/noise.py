@@ -68,7 +68,7 @@ def deviation(
 
     Reference:
         Bisla, Wang and Choromanska, LPF-SGD, AISTATS 2022. "std" was READ in the official code, of
-        which all published values of gamma are; "var" is what the paper's text says, READ in its
+        which all published values of gamma are; "var" is what the paper's text has, READ in its
         supplement; "std_norm" and "elementwise" were READ in notes of others.
     """
 
@@ -91,7 +91,7 @@ def deviation(
 
 
 def filter_axes(path: str, shape: tuple[int, ...], filter_axis: FilterAxis) -> tuple[int, ...]:
-    """The axes, counted from 0, that number the filters of the leaf at `path`.
+    """The axes, from 0 on, that number the filters of the leaf at `path`.
 
     Raises:
         ValueError: if the leaf does not have them.
@@ -115,7 +115,7 @@ def draw(key: jax.Array, deviation: Params, params: Params, sample: Draw | None 
 
     Args:
         key: a PRNG key.
-        deviation: as `deviation` gives it.
+        deviation: a tree like `params`, of what `deviation` returns.
         params: of one worker.
         sample: `sample(key, shape, dtype)`; normal by default.
 

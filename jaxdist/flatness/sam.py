@@ -71,7 +71,8 @@ def asam_value_and_grad(
         loss: `loss(params, batch, key)`.
         rho: the radius, or a schedule of the step.
         eta: what keeps zero weights moving, at least 0.
-        has_aux: as in `sam_value_and_grad`.
+        has_aux: whether the loss returns `(scalar, aux)`; aux is that of the first pass, at theta,
+            so that the second leaves no trace in BatchNorm.
 
     Returns:
         The oracle. Its value is that at theta. It draws no noise.

@@ -33,7 +33,7 @@ def lnsr(
 
     Args:
         sigma: standard deviation of the noise, or the fraction of the way to the other example; at
-            least 0. The paper's value was not found.
+            least 0. The paper's value is not known.
         coef: weight of every layer, or of each by its name in `maps` and 0 for the others; at
             least 0.
         noise: "gaussian" or "in_manifold".
@@ -46,7 +46,7 @@ def lnsr(
 
     Raises:
         ValueError: if `sigma` or a weight is negative or `noise` unknown; by the regularizer, if
-            `maps` is empty or lacks a name of `coef`, or in-manifold noise meets a batch of one.
+            `maps` is empty or lacks a name of `coef`, or in-manifold noise is for a batch of one.
 
     Example:
         >>> w1, w2 = jnp.eye(3), jnp.ones((3, 2))

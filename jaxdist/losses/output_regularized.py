@@ -1,7 +1,7 @@
 """Cross-entropies with a penalty on the output, which make them robust to wrong labels.
 
 After Shoham, Avidor, Israel 2021 (arXiv 2104.12477), of which only the abstract could be read: the
-penalties are RECONSTRUCTED, in their usual forms, and what is said here of limits and of noise is
+penalties are RECONSTRUCTED, in their usual forms, and what stands here of limits and of noise is
 our own derivation.
 """
 
@@ -187,8 +187,8 @@ def check_labels(logits: jax.Array, labels: jax.Array, classes: int = 2) -> None
 def _check_range(logits, labels) -> None:
     if isinstance(labels, jax.core.Tracer) or not labels.size:
         return
-    found = np.asarray(labels)
-    wrong = found[(found < 0) | (found >= logits.shape[-1])]
+    values = np.asarray(labels)
+    wrong = values[(values < 0) | (values >= logits.shape[-1])]
     if wrong.size:
         raise ValueError(
             f"labels hold {wrong[0]}; they must be integers in 0..{logits.shape[-1] - 1}"

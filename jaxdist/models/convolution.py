@@ -90,10 +90,10 @@ def _transpose_kernel(dy, x, kernel, *, strides, padding, lhs_dilation, rhs_dila
     m = _spread(dy.shape[1:-1], strides)
     pads = [(p[0], m - n + k - 1 - p[0]) for n, k, m, p in zip(n, k, m, padding, strict=True)]
     window = jnp.moveaxis(dy, 0, -2)
-    found = _convolve(
+    result = _convolve(
         jnp.swapaxes(x, 0, -1), window, rhs_dilation, pads, lhs_dilation, strides, precision
     )
-    return jnp.moveaxis(found, 0, -2)
+    return jnp.moveaxis(result, 0, -2)
 
 
 def _batch(args, dims, **options):

@@ -95,7 +95,7 @@ def isqrt_cov(x: jax.Array, *, iterations: int = 5, norm: Norm = "trace") -> jax
         >>> isqrt_cov(x).round(4).tolist(), x.std().round(4).item()
         ([[1.6330000162124634]], 1.6330000162124634)
 
-    Reference: as `ISqrtCov`, READ in the authors' source code.
+    Reference: iSQRT-COV, READ in the authors' source code.
     """
     checks.integer("iterations", iterations)
     checks.choice("norm", norm, NORMS)

@@ -19,7 +19,7 @@ def conv(
     padding: int | None = None,
     bias: bool = False,
 ) -> nnx.Conv:
-    """A square convolution, He normal, padded by `size // 2` unless told otherwise."""
+    """A square convolution, He normal, padded by `size // 2` by default."""
     return nnx.Conv(
         features_in,
         features_out,

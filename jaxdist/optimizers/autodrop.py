@@ -24,7 +24,7 @@ class AutoDropState(NamedTuple):
         angle: the last omega, in degrees.
         position: the last snapshot.
         move: the last s, the difference of the last two snapshots.
-        waited: n, snapshots since the turning was found constant; 0 if it is not.
+        waited: n, snapshots since the turning became constant; 0 if it is not.
         average: sum of n y_k, () with `average=False`.
         metrics: learning_rate_scale and turning_angle, for the log.
     """
@@ -94,7 +94,7 @@ def autodrop(
 
     Args:
         steps_per_epoch: steps from one snapshot to the next.
-        total_steps: length of the run, to be told at once if it is too short; None for unknown.
+        total_steps: length of the run, for an error at once if it is too short; None for unknown.
         rho: what a drop multiplies the learning rate by, in (0, 1].
         theta: the first threshold in degrees, above 0.
         theta_max: the largest threshold in degrees, at least `theta`.
@@ -111,7 +111,7 @@ def autodrop(
         with `average`.
 
     Raises:
-        ValueError: if an argument is not as said above, or `total_steps` has fewer than the three
+        ValueError: if an argument is not as above, or `total_steps` has fewer than the three
             snapshots that an angle needs; in `update`, without parameters.
 
     Example:

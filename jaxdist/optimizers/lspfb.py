@@ -40,31 +40,34 @@ def lspfb(
 
         theta <- theta - eta_t (R^T R + diag(D) + damping I)^-1 g
 
-    For log-linear models only, as `spfb` says; the gradients, features and parameters are the same.
+    For log-linear models only, like `spfb`; the gradients, features and parameters are the same.
     The bound of a batch is a sum of (K - 1) B terms r r^T. They come in blocks:
 
         M = [R; r_1; ..; r_m];  Q = the eigenvectors of M M^T;  M <- Q^T M  (M^T M is the same)
         R <- the `rank` longest rows of M;  D <- D + ||w||_1 |w| for every other row w
 
     Since w w^T <= ||w||_1 diag(|w|) (Cauchy-Schwarz), R^T R + diag(D) is never below the exact
-    curvature, and what `spfb` says of the loss holds here. The price is a diagonal that can be
-    many times too large in high dimensions, hence short steps; a larger `rank` or `block` drops
-    less. Costs O(B / block (rank + m)^2 d) a step, m = block (K - 1), and holds (rank + 1) d
-    numbers.
+    curvature, so under the conditions of `spfb` no step increases the loss. The price is a diagonal
+    that can be many times too large in high dimensions, hence short steps; a larger `rank` or
+    `block` drops less. Costs O(B / block (rank + m)^2 d) a step, m = block (K - 1), and
+    holds (rank + 1) d numbers.
 
     Args:
-        learning_rate: eta, as in `spfb`.
-        damping: lambda, above 0.
+        learning_rate: eta, a number or a schedule of the step; for small batches it must fall, as
+            `lambda t: 1.0 / (1 + t / 100)`.
+        damping: lambda, above 0: without it the bound of a softmax is singular.
         rank: k, rows of R, at least 1 and at most d.
         block: samples whose terms are taken in at once, at least 1; the result is a bound with any.
-        averaging: beta, as in `spfb`.
+        averaging: beta in (0, 1], or a schedule of the step; None for 1 where the batch has at
+            least d samples, else 1 / (t + 1), the mean over all steps.
 
     Returns:
         The transformation; `update(grads, state, params, features=...)`.
 
     Raises:
-        ValueError: as `spfb`; if `rank` or `block` is no integer of at least 1; in `init`, if the
-            parameters are fewer than `rank`.
+        ValueError: if `damping` is not above 0, `averaging` not in (0, 1], or `rank` or `block` no
+            integer of at least 1; in `init`, if the parameters are no such tree, or fewer than
+            `rank`; in `update`, if the features are missing or do not fit.
 
     Example:
         >>> import jax.numpy as jnp

@@ -88,8 +88,10 @@ def batch_majorization(
     theta <- theta - (mean_j Sigma_j + damping I)^-1 grad J(theta)
 
     Args:
-        params: the start, as for `spfb`.
-        features: of the whole data set, as for `spfb`, `[n, p]` or `[n, K, d]`.
+        params: the start: a matrix `[p, K]`, alone or in a tree with one bias `[K]`; or one vector
+            `[d]`.
+        features: of the whole data set: its inputs `[n, p]` for a matrix, or those of every label,
+            `[n, K, d]`, for a vector.
         labels: y, integers `[n]` in [0, K).
         damping: lambda, above 0.
         steps: how many.
@@ -98,7 +100,8 @@ def batch_majorization(
         The parameters, and J before each step and after the last one, `[steps + 1]`.
 
     Raises:
-        ValueError: as `spfb`; if `steps` < 1, or (where they are concrete) a label is out of range.
+        ValueError: if `damping` is not above 0, the parameters are no such tree, the features do
+            not fit, `steps` < 1, or (where they are concrete) a label is out of range.
 
     Reference:
         Jebara and Choromanska, NIPS 2012; read in a third party's implementation.

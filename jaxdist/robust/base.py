@@ -23,12 +23,12 @@ class Aggregate:
     """What stands for the mean of the workers.
 
     Attributes:
-        name: as in `AGGREGATES`.
+        name: its name in `AGGREGATES`.
         combine: `combine(rows [W, n], good [W], total) -> [n]`. The rows are the same n coordinates
             of all workers; `total(a)` is the sum of `a` over all such parts, for norms. A row that
             is not good is to be left out, and is zeros. Where none is good what comes out does not
             matter.
-        bad: how many bad workers it is made for, which says how many workers it needs.
+        bad: how many bad workers it is made for, on which the number of workers it needs depends.
         by_coordinate: whether it does the same for each coordinate and looks at no other.
     """
 
@@ -86,10 +86,10 @@ def aggregate(
         parts = jnp.pad(flat, (0, -flat.size % num)).reshape(num, -1)
         rows = collectives.all_to_all(parts, axis)
         rows = jnp.where(everyone[:, None] > 0, rows, 0)
-        found = chosen.combine(rows, everyone > 0, total)
-        found = jnp.where(everyone.sum() > 0, found, jnp.nan)
-        return lax.slice_in_dim(collectives.all_gather(found, axis).reshape(-1), 0, flat.size)
+        result = chosen.combine(rows, everyone > 0, total)
+        result = jnp.where(everyone.sum() > 0, result, jnp.nan)
+        return lax.slice_in_dim(collectives.all_gather(result, axis).reshape(-1), 0, flat.size)
 
     widened = jax.tree.map(lambda x: x.astype(widest), tree)
-    found = on_flat(on_parts, widened, at_once=not chosen.by_coordinate)
-    return jax.tree.map(lambda f, x: f.astype(x.dtype), found, tree), everyone.sum()
+    result = on_flat(on_parts, widened, at_once=not chosen.by_coordinate)
+    return jax.tree.map(lambda f, x: f.astype(x.dtype), result, tree), everyone.sum()

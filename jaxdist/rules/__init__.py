@@ -95,8 +95,8 @@ def row(name: str) -> Rule:
         >>> row("eamsgd").momentum, row("lasgd").late
         (True, 'delay')
     """
-    found = lookup(RULES, name, "rule")
-    return found if isinstance(found, Rule) else Rule(found)
+    entry = lookup(RULES, name, "rule")
+    return entry if isinstance(entry, Rule) else Rule(entry)
 
 
 def compose(
@@ -184,7 +184,7 @@ def is_rule(state: Any) -> bool:
 
 
 def metrics(state: optax.OptState) -> dict[str, jax.Array]:
-    """What the rules in an optimizer state tell of their last sync.
+    """What the rules in an optimizer state report of their last sync.
 
     Args:
         state: the state of a chain, of one worker or stacked.
@@ -195,17 +195,17 @@ def metrics(state: optax.OptState) -> dict[str, jax.Array]:
         of the chain has under the same name is "weight (2)".
 
     Warns:
-        UserWarning: as `check_order`.
+        UserWarning: if a transformation comes after a rule, or `optax.MultiSteps` is around one.
     """
     check_order(state)
-    found = {}
-    for told in _fields(state, "metrics"):
-        for path, value in jax.tree_util.tree_leaves_with_path(told):
+    values = {}
+    for tree in _fields(state, "metrics"):
+        for path, value in jax.tree_util.tree_leaves_with_path(tree):
             name, number = path_name(path), 1
-            while (unique := name if number == 1 else f"{name} ({number})") in found:
+            while (unique := name if number == 1 else f"{name} ({number})") in values:
                 number += 1
-            found[unique] = value
-    return found
+            values[unique] = value
+    return values
 
 
 def check_order(state: optax.OptState) -> None:
@@ -219,10 +219,10 @@ def check_order(state: optax.OptState) -> None:
     Example:
         >>> import warnings, jax.numpy as jnp, jaxdist, optax
         >>> tx = optax.chain(jaxdist.rules.local_sgd("w"), optax.adam(0.1))
-        >>> with warnings.catch_warnings(record=True) as found:
+        >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
         ...     jaxdist.rules.check_order(tx.init(jnp.ones(3)))
-        >>> str(found[0].message)[:39]
+        >>> str(caught[0].message)[:39]
         'a transformation comes after a rule, so'
     """
     parts = jax.tree.leaves(state, is_leaf=lambda s: s is not state and isinstance(s, tuple))
@@ -257,8 +257,8 @@ def center(state: optax.OptState) -> optax.Params | None:
 
 
 def _holds_rule(state: Any, last: bool = False) -> bool:
-    found = filter(is_rule, jax.tree.leaves(state, is_leaf=is_rule))
-    return any(not last or getattr(rule, "last", True) for rule in found)
+    parts = filter(is_rule, jax.tree.leaves(state, is_leaf=is_rule))
+    return any(not last or getattr(rule, "last", True) for rule in parts)
 
 
 def _fields(state: Any, name: str) -> Iterator[Any]:

@@ -36,8 +36,8 @@ class AlDsgdState(NamedTuple):
     metrics: dict[str, Any]
 
 
-class _Met(NamedTuple):
-    """Whom a worker has met so far, while the matchings arrive; itself at first."""
+class _Gathered(NamedTuple):
+    """What a worker has received so far, while the matchings arrive; itself at first."""
 
     moved: optax.Params  # sum_j W_ij (x_j - x_i)
     leader: jax.Array  # index, loss and parameters of the one with the least loss
@@ -83,9 +83,9 @@ def al_dsgd(
                     + leader_weight h_N + degree_weight h_T
               x_i <- z_i - leader_pull (z_i - h_N) - degree_pull (z_i - h_T)
 
-    Ties go to the worker itself, then to the one met first, matching by matching in the order of
-    the graph's. Losses (extra argument `value`) travel with the parameters; the degree is the
-    number of neighbours at this mixing, known to all. A neighbour that is not finite is neither
+    Ties go to the worker itself, then to the one received first, matching by matching in the
+    order of the graph's. Losses (extra argument `value`) travel with the parameters; the degree is
+    the number of neighbours at this mixing, known to all. A neighbour that is not finite is neither
     averaged with nor followed; it counts in degrees.
 
     The pulls take the products gamma lambda of the paper: let a schedule of theirs follow that of
@@ -101,24 +101,25 @@ def al_dsgd(
 
     Args:
         axis: the workers' axis.
-        topologies: graphs that take turns (see `jaxdist.topology`).
-        leader_pull: gamma lambda_N; p1 in the released code.
-        degree_pull: gamma lambda_tau; p2.
-        leader_weight: w_N; c1.
-        degree_weight: w_tau; c2.
-        variant: "paper" or "released".
-        budget: below 1, the matchings of each graph are drawn, and weighted, as by `matcha`.
+        topologies: graphs that take turns, as "ring, star" (see `jaxdist.topology`).
+        leader_pull: gamma lambda_N, the pull to N, in [0, 1]; p1 in the released code.
+        degree_pull: gamma lambda_tau, the pull to T, in [0, 1]; p2.
+        leader_weight: w_N, the weight of N in the average, in [0, 1]; c1.
+        degree_weight: w_tau, the weight of T in the average, in [0, 1]; c2.
+        variant: which of the two forms above, "paper" or "released".
+        budget: the expected part of each graph's matchings that is active, in (0, 1]; below 1 they
+            are drawn, and weighted, by the method of `matcha`.
         period: steps from one mixing to the next.
         leader_period: mixings from one with leaders, which is the first, to the next; `iteration`
             in the released code, which counts from the first batch of each epoch, has 40 for its
             default, and 1 in its README's command for AL-DSGD.
-        seed: decides those draws.
-        compress: as for `dpsgd`.
+        seed: decides the draws of matchings.
+        compress: how x travels, "int8" or "bf16"; None for as it is.
 
     Raises:
         ValueError: if a coefficient is outside [0, 1], both pulls or both weights add up to more
-            than 1, or `variant`, `budget` or a period is not allowed; in `update`, as `dpsgd`, or
-            if `value` is missing.
+            than 1, or `variant`, `budget` or a period is not allowed; in `update`, if a graph does
+            not fit the number of workers, is directed or not connected, or `value` is missing.
 
     Example:
         >>> import jax, jaxdist
@@ -129,7 +130,7 @@ def al_dsgd(
         He, Wang, Choromanska 2024 (arXiv 2405.11389). "released", and how ties are broken, was read
         in the authors' code (HectorHHZ/Adjacent_Leader_Dencentralized_SGD communicator.py); of
         "paper" the local step was read in a review and the averaging is from memory. The paper's
-        coefficients were not found: the defaults are the code's. It counts only active matchings in
+        coefficients are not known: the defaults are the code's. It counts only active matchings in
         a degree, as here.
     """
     base.check_axis(axis)
@@ -160,18 +161,18 @@ def al_dsgd(
         def follow(x, state, extra):
             value = jnp.asarray(extra.need("value", "al_dsgd"), jnp.float32)
             degree = jnp.asarray(degrees(extra.step), jnp.float32)
-            meet = functools.partial(_meet, graph, dues, axis, wire, extra.step)
+            gather = functools.partial(_gather, graph, dues, axis, wire, extra.step)
             if twice:
-                first = meet(extra.params, value, degree)
+                first = gather(extra.params, value, degree)
                 x = _pulled(x, extra.params, first, *pulls)
-                met = meet(x, value, degree, first)
+                gathered = gather(x, value, degree, first)
             else:
-                met = meet(x, value, degree)
-            mixed = mixing.plus(x, met.moved)
-            new = _pulled(mixed, mixed, met, leader_weight, degree_weight)
+                gathered = gather(x, value, degree)
+            mixed = mixing.plus(x, gathered.moved)
+            new = _pulled(mixed, mixed, gathered, leader_weight, degree_weight)
             if variant == "released":
-                new = _pulled(new, new, met, *pulls)
-            return new, mixing.note(state, gap, leader=met.leader, hub=met.hub)
+                new = _pulled(new, new, gathered, *pulls)
+            return new, mixing.note(state, gap, leader=gathered.leader, hub=gathered.hub)
 
         def gossip(x, state, extra):
             return mixing.mix(x, graph, axis, wire, extra.step, dues), mixing.note(state, gap)
@@ -180,17 +181,17 @@ def al_dsgd(
 
     def syncs(num):
         graphs = mixing.undirected("al_dsgd", "topologies", topologies, num, own_weights=budget < 1)
-        gap, found = mixing.gap(graphs), []
+        gap, turns = mixing.gap(graphs), []
         cycle = np.arange(math.lcm(len(graphs), leader_period))  # mixings until all comes again
         for number, graph in enumerate(graphs):
             turn = mixing.turn(period, number, len(graphs))
             leading = cycle[cycle % len(graphs) == number] % leader_period == 0
             for led, act in zip((True, False), acts_on(graph, gap), strict=True):
                 if (leading == led).all():
-                    found.append((turn, act))
+                    turns.append((turn, act))
                 elif (leading == led).any():
-                    found.append((_both(turn, _leads(period, leader_period, led)), act))
-        return found
+                    turns.append((_both(turn, _leads(period, leader_period, led)), act))
+        return turns
 
     return base.rule_of_size(axis, init, syncs)
 
@@ -204,11 +205,10 @@ def _both(turn, leads):
     return leads if turn is None else lambda t: turn(t) & leads(t)
 
 
-def _meet(graph, dues, axis, wire, step, x, value, degrees, before=None):
+def _gather(graph, dues, axis, wire, step, x, value, degrees, before=None):
     """What a worker knows when all neighbours' x have arrived.
 
-    Without `before` it looks for the least loss and the largest degree, else for the two that it
-    has found before.
+    Without `before` it looks for the least loss and the largest degree, else for the two in it.
     """
     me = collectives.index(axis)
     message, own = wire.send(x, step)
@@ -219,31 +219,31 @@ def _meet(graph, dues, axis, wire, step, x, value, degrees, before=None):
     }
     if before is None:
         loss = jnp.where(jnp.isfinite(value) & base.healthy(x), value, jnp.inf)
-        start = _Met(leader=me, loss=loss, hub=me, degree=degrees[me], **models)
+        start = _Gathered(leader=me, loss=loss, hub=me, degree=degrees[me], **models)
         message = message, loss
     else:
         start = before._replace(**models)
         message = (message,)
 
-    def visit(met, arrived, sender, weight):
+    def visit(gathered, arrived, sender, weight):
         y = wire.read(arrived[0], own, step)
         here = (sender >= 0) & base.healthy(y)
         apart = jax.tree.map(jnp.subtract, y, own)
-        moved = mixing.add(met.moved, apart, jnp.where(here, weight, 0))
+        moved = mixing.add(gathered.moved, apart, jnp.where(here, weight, 0))
         if before is None:
             loss, degree = arrived[1], degrees[sender]
-            better, busier = jnp.isfinite(loss) & (loss < met.loss), degree > met.degree
+            better, busier = jnp.isfinite(loss) & (loss < gathered.loss), degree > gathered.degree
         else:
-            loss, degree = met.loss, met.degree
-            better, busier = sender == met.leader, sender == met.hub
-        leader = choose(here & better, (sender, loss, y), met.by_loss)
-        hub = choose(here & busier, (sender, degree, y), met.by_degree)
-        return _Met(moved, *leader, *hub)
+            loss, degree = gathered.loss, gathered.degree
+            better, busier = sender == gathered.leader, sender == gathered.hub
+        leader = choose(here & better, (sender, loss, y), gathered.by_loss)
+        hub = choose(here & busier, (sender, degree, y), gathered.by_degree)
+        return _Gathered(moved, *leader, *hub)
 
     return mixing.fold(visit, start, message, graph, axis, step, dues)
 
 
-def _pulled(x, at, met, to_leader, to_hub):
+def _pulled(x, at, gathered, to_leader, to_hub):
     """Returns x - to_leader (at - best) - to_hub (at - busiest); x itself where both are 0."""
     if not any(map(base.may_be_positive, (to_leader, to_hub))):
         return x
@@ -252,7 +252,7 @@ def _pulled(x, at, met, to_leader, to_hub):
         at, new = at.astype(best.dtype), x.astype(best.dtype)
         return (new - to_leader * (at - best) - to_hub * (at - busiest)).astype(x.dtype)
 
-    return jax.tree.map(one, x, at, met.best, met.busiest)
+    return jax.tree.map(one, x, at, gathered.best, gathered.busiest)
 
 
 def _check_pair(name, value, other, second):

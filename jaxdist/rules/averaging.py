@@ -156,11 +156,15 @@ def post_local_sgd(
         axis: the workers' axis.
         period: steps between averages once local SGD has begun.
         after: the number of steps with an average each.
-        compress: as for `local_sgd`.
-        aggregate: as for `local_sgd`.
+        compress: how the difference from the last mean travels, as "int8" or
+            "top_k(fraction=0.01)" (see `jaxdist.compression`), with error feedback; None for x as
+            it is. Then all workers must start from the same parameters.
+        aggregate: what stands for the mean, as "median" or "krum(bad=2)" (see `jaxdist.robust`);
+            None for the mean. Not together with `compress`.
 
     Raises:
-        ValueError: if `after` < 0, or as `local_sgd`.
+        ValueError: if `period` < 1, `after` < 0, or the compressor or the aggregate cannot be
+            read; in `init`, if it cannot work on the leaves.
 
     Example:
         >>> import jax, jaxdist

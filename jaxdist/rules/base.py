@@ -30,7 +30,7 @@ Params = optax.Params
 class State(Protocol):
     """The state of a rule: a NamedTuple with at least these fields.
 
-    A property `last` that is False says that the rule need not be the last of its chain.
+    A property `last` that is False means that the rule need not be the last of its chain.
     """
 
     @property
@@ -39,7 +39,7 @@ class State(Protocol):
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the rule tells of its last sync."""
+        """What the rule reports of its last sync."""
 
 
 class Extra(NamedTuple):
@@ -53,19 +53,19 @@ class Extra(NamedTuple):
     probe_grad: Params | None = None
 
     def need(self, name: str, rule: str) -> Any:
-        """The argument `name`, or a ValueError that says who needs it.
+        """The argument `name`, or a ValueError that names who needs it.
 
         Of a gradient the leaves that a rule sees; it is refused if it has another structure than
         the parameters.
         """
-        if (found := getattr(self, name)) is None:
+        if (value := getattr(self, name)) is None:
             raise ValueError(
                 f"{rule} needs {name}=...: tx.update(grads, state, params, {name}=...)"
             )
         if name == "value":
-            check_scalar("value", found)
-            return found
-        return leaves.floats(self.params, found, name)
+            check_scalar("value", value)
+            return value
+        return leaves.floats(self.params, value, name)
 
 
 Act = Callable[[Params, Any, Extra], tuple[Params, Any]]
@@ -102,7 +102,7 @@ class Launch(NamedTuple):
     """A sync that changes no parameters: what its collectives give is used at a later step.
 
     Between the two the rule touches nothing of its state but the counter, so the collectives may
-    run meanwhile, in the same program or beside it.
+    run meanwhile, in the same program or outside it.
     """
 
     due: Due | None
@@ -226,11 +226,11 @@ def rule_of_size(
 def healthy(x: Params) -> jax.Array:
     """Whether all of this worker's parameters are finite: a bool scalar.
 
-    Sorting finds the least: XLA writes a reduction of what the leaves say into each operation that
+    Sorting finds the least: XLA writes a reduction of the leaves' values into each operation that
     uses it, and then compiles for minutes where leaves are many.
     """
-    found = [lax.reduce_and(lax.is_finite(a), range(a.ndim)) for a in jax.tree.leaves(x)]
-    return lax.sort(jnp.stack(found))[0] if found else jnp.bool_(True)
+    finite = [lax.reduce_and(lax.is_finite(a), range(a.ndim)) for a in jax.tree.leaves(x)]
+    return lax.sort(jnp.stack(finite))[0] if finite else jnp.bool_(True)
 
 
 def pull(x: Params, target: Params, strength: float | jax.Array) -> Params:

@@ -65,8 +65,9 @@ def choco(
 
     Args:
         axis: the workers' axis.
-        topology: the graph, as for `dpsgd`; graphs that take turns need copies="neighbour".
-        compress: any compressor, as "top_k(fraction=0.01)" or "sign".
+        topology: the graph, as "ring" or "torus(rows=2)" (see `jaxdist.topology`); graphs that take
+            turns need copies="neighbour".
+        compress: C, any compressor, as "top_k(fraction=0.01)" or "sign".
         consensus_step: the step towards the neighbours' copies, in (0, 1]; small for strong
             compression.
         copies: "own" or "neighbour"; the latter needs the graph itself for `topology`, as
@@ -76,7 +77,8 @@ def choco(
     Raises:
         ValueError: if `period` < 1, `consensus_step` is outside (0, 1], `copies` is neither, graphs
             take turns with copies="own", or the graph is given by name with copies="neighbour"; in
-            `init`, if the compressor cannot work on the leaves; in `update`, as `dpsgd`.
+            `init`, if the compressor cannot work on the leaves; in `update`, if the graph does not
+            fit the number of workers, is directed or not connected.
 
     Example:
         >>> import jax, jaxdist

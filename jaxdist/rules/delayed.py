@@ -69,7 +69,7 @@ def lasgd(
             launch, of a number from 1 to `period` for each worker. After the last row comes the
             first again.
         max_delay: the largest delay that is allowed, at most `period`; None for `period`.
-        apply: "delta" or "mix".
+        apply: "delta" (add sbar - s_i) or "mix" (average with sbar).
         mix: the part of its own parameters that a worker keeps, in [0, 1]; only for "mix".
         compress: how the snapshot's difference from the last mean travels, as "int8" (see
             `jaxdist.compression`); None for the snapshot as it is. Then all workers must start from
@@ -93,8 +93,8 @@ def lasgd(
         [2.0, 4.0]
 
     Reference:
-        Avidor et al., arXiv 2203.13085, of which only the abstract was found. The delta rule was
-        read in hivemind state_averager.py, which uses it for the same purpose.
+        Avidor et al., arXiv 2203.13085, of which only the abstract was available. The delta rule
+        was read in hivemind state_averager.py, which uses it for the same purpose.
     """
     base.check_choice("apply", apply, ("delta", "mix"))
     return _delayed(axis, period, delay, max_delay, None if apply == "delta" else mix, compress)
@@ -112,10 +112,13 @@ def cocod(
     Args:
         axis: the workers' axis.
         period: steps from one average to the next.
-        compress: as for `lasgd`.
+        compress: how the snapshot's difference from the last mean travels, as "int8" (see
+            `jaxdist.compression`); None for the snapshot as it is. Then all workers must start from
+            the same parameters.
 
     Raises:
-        ValueError: as `lasgd`.
+        ValueError: if `period` < 1 or the compressor cannot be read; in `init`, if it cannot work
+            on the leaves.
 
     Example:
         >>> import jax, jaxdist
@@ -145,13 +148,18 @@ def dasgd(
     Args:
         axis: the workers' axis.
         period: steps from one snapshot to the next.
-        delay: steps from a snapshot to its application, from 0 to `period`, or a table of them,
-            as for `lasgd`.
+        delay: steps from a snapshot to its application, from 0 to `period`; or rows, one for each
+            snapshot, of a number from 1 to `period` for each worker. After the last row comes the
+            first again.
         mix: xi, the part of its own parameters that a worker keeps, in [0, 1].
-        compress: as for `lasgd`.
+        compress: how the snapshot's difference from the last mean travels, as "int8" (see
+            `jaxdist.compression`); None for the snapshot as it is. Then all workers must start from
+            the same parameters.
 
     Raises:
-        ValueError: as `lasgd`.
+        ValueError: if `period` < 1, `delay` or `mix` is outside its range, or the compressor cannot
+            be read; in `init`, if it cannot work on the leaves; in `update`, if a row of `delay` is
+            not as long as there are workers.
 
     Example:
         >>> import jax, jaxdist

@@ -124,11 +124,16 @@ def eamsgd(
         period: steps from one sync to the next.
         alpha: the elastic strength; None for 0.9 / W.
         momentum: the velocity's decay, in [0, 1].
-        compress: as for `easgd`.
-        aggregate: as for `easgd`.
+        compress: how alpha (x_i - c) travels, as "int8" or "top_k(fraction=0.01)" (see
+            `jaxdist.compression`), with error feedback; None for as it is. What is left out comes
+            late: a compressor that leaves out much needs a small alpha.
+        aggregate: what the centre takes for the mean of the x_i - c, as "median" or "krum(bad=2)"
+            (see `jaxdist.robust`); None for the mean. Not together with `compress`.
 
     Raises:
-        ValueError: as `easgd`, and if `momentum` is outside [0, 1].
+        ValueError: if `period` < 1, `alpha` or `momentum` is outside [0, 1] or the compressor
+            cannot be read; in `init`, if it cannot work on the leaves; in `update`, if
+            W alpha > 1, which is unstable.
 
     Example:
         >>> import jax, optax, jaxdist

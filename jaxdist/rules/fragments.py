@@ -54,9 +54,9 @@ class Fragments:
         labels: Labels | None = None,
         layer_axis: LayerAxis = None,
     ):
-        found = jax.tree_util.tree_leaves_with_path(params)
-        paths = [path_name(path) for path, _ in found]
-        leaves = [leaf for _, leaf in found]
+        entries = jax.tree_util.tree_leaves_with_path(params)
+        paths = [path_name(path) for path, _ in entries]
+        leaves = [leaf for _, leaf in entries]
         self._axes = [_axis(layer_axis, *named) for named in zip(paths, leaves, strict=True)]
         if labels is None:
             units = _units(paths, leaves, self._axes)
@@ -166,21 +166,21 @@ def _fill(sizes: list[int], most: int, number: int) -> list[int]:
 
 def _labelled(params, paths, number, labels) -> list[int]:
     if callable(labels):
-        found = [labels(path) for path in paths]
+        numbers = [labels(path) for path in paths]
     else:
         hidden = lambda p: isinstance(p, optax.MaskedNode)
         same = jax.tree.map(lambda p, n: p if hidden(p) else n, params, labels, is_leaf=hidden)
-        found = jax.tree.leaves(same)
-    for path, label in zip(paths, found, strict=True):
+        numbers = jax.tree.leaves(same)
+    for path, label in zip(paths, numbers, strict=True):
         integer = isinstance(label, int | np.integer) and not isinstance(label, bool)
         if not integer or not 0 <= label < number:
             raise ValueError(
                 f"labels has {label!r} for leaf {path!r}; it must be a fragment, an integer in "
                 f"0..{number - 1}"
             )
-    if missing := {*range(number)} - {*found} if paths else ():
+    if missing := {*range(number)} - {*numbers} if paths else ():
         raise ValueError(f"labels has no leaf for fragment {min(missing)} of {number}")
-    return found
+    return numbers
 
 
 def _slices(units: list[_Unit], num: int) -> list[slice | None]:

@@ -50,7 +50,8 @@ def dpsgd(
         axis: the workers' axis.
         topology: the graph, as "ring" or "torus(rows=2)" (see `jaxdist.topology`), or graphs that
             take turns.
-        order: "atc" or "cta".
+        order: "atc" (adapt, then combine: mix x after the local step) or "cta" (combine, then
+            adapt: mix x before it).
         period: steps from one mixing to the next.
         compress: how x travels, "int8" or "bf16"; None for as it is. For sparse messages see
             `choco`.
@@ -95,9 +96,10 @@ def one_peer_exponential(
 
     Args:
         axis: the workers' axis.
-        order: as for `dpsgd`.
+        order: "atc" (adapt, then combine: mix x after the local step) or "cta" (combine, then
+            adapt: mix x before it).
         period: steps from one mixing to the next.
-        compress: as for `dpsgd`.
+        compress: how x travels, "int8" or "bf16"; None for as it is.
 
     Raises:
         ValueError: if `period` < 1 or `order` is neither.
@@ -139,7 +141,7 @@ def ad_psgd(
         axis: the workers' axis.
         period: steps from one averaging to the next.
         seed: decides the pairs.
-        compress: as for `dpsgd`.
+        compress: how x travels, "int8" or "bf16"; None for as it is.
 
     Raises:
         ValueError: if `period` < 1.
@@ -177,19 +179,23 @@ def gossip_pga(
 ) -> optax.GradientTransformationExtraArgs:
     """Gossip with a periodic global average: D-PSGD, and now and then the exact mean of all.
 
-    x_i <- mean_j (x_j + u_j) when (step + 1) % global_period == 0, else as `dpsgd`
+    x_i <- mean_j (x_j + u_j) when (step + 1) % global_period == 0, else the mixing of `dpsgd`
 
     The global average takes the place of that step's gossip, in either order.
 
     Args:
         axis: the workers' axis.
-        topology: as for `dpsgd`; graphs that take turns do so over all steps.
+        topology: the graph, as "ring" or "torus(rows=2)" (see `jaxdist.topology`), or graphs that
+            take turns, over all steps.
         global_period: steps from one global average to the next.
-        order: as for `dpsgd`.
-        compress: as for `dpsgd`; the global average sends the difference from the last one.
+        order: "atc" (adapt, then combine: mix x after the local step) or "cta" (combine, then
+            adapt: mix x before it).
+        compress: how x travels, "int8" or "bf16", and at a global average the difference from the
+            last one; None for x as it is.
 
     Raises:
-        ValueError: if `global_period` < 1, or as `dpsgd`.
+        ValueError: if `global_period` < 1, `order` is neither, or the topology cannot be read; in
+            `update`, if it does not fit the number of workers, is directed or not connected.
 
     Example:
         >>> import jax, jaxdist

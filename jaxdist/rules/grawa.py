@@ -71,7 +71,8 @@ def mgrawa(
         strength: lambda, the pull at a sync, in [0, 1].
         prox: mu, the pull to the last centre, spread over the steps of a period, in [0, 1].
         norm: "sum_of_leaf_norms" (the released code's) or "l2" (of the whole gradient).
-        norm_source: "training" or "probe".
+        norm_source: of which gradient the norms are: "training", the local steps', or "probe", that
+            of a batch of the whole training set at each sync.
         decay: of the running mean, in [0, 1); None for 0.85 (training) or 0.9 ** 8 (probe).
         layer_axis: for scanned layers: the axis along which a leaf stacks layers, each of which
             then has a norm of its own; a function of the leaf's path ("layers/kernel") that gives
@@ -137,15 +138,22 @@ def lgrawa(
         period: tau, steps from one sync to the next.
         strength: lambda, the pull at a sync, in [0, 1].
         prox: mu, the pull to the last centre, spread over the steps of a period, in [0, 1].
-        norm_source: "training" or "probe".
+        norm_source: of which gradient the norms are: "training", the local steps', or "probe", that
+            of a batch of the whole training set at each sync.
         decay: of the running mean, in [0, 1); None for 0.85 (training) or 0.9 ** 8 (probe).
-        layer_axis: for scanned layers, as in `mgrawa`.
+        layer_axis: for scanned layers: the axis along which a leaf stacks layers, each of which
+            then has a weight of its own; a function of the leaf's path ("layers/kernel") that gives
+            one or None; or None.
         skip_unused: whether a worker has weight 0 for a layer whose norm is 0; of a layer that
             nobody used, nobody is pulled.
-        compress: as in `mgrawa`.
+        compress: how x - C travels, C the last centre, as "int8" or "top_k(fraction=0.01)" (see
+            `jaxdist.compression`); None for x as it is. Then all workers must start from the same
+            parameters.
 
     Raises:
-        ValueError: as `mgrawa`.
+        ValueError: if `period` < 1, `strength` or `prox` is outside [0, 1], `decay` outside [0, 1),
+            or `norm_source` or the compressor unknown; in `init`, if it cannot work on the leaves;
+            in `update`, if the gradient is missing.
 
     Example:
         >>> import jax, optax, jaxdist
@@ -262,7 +270,8 @@ def leaf_norms(tree: Any, layer_axis: LayerAxis = None) -> Any:
 
     Args:
         tree: arrays.
-        layer_axis: as in `mgrawa`.
+        layer_axis: the axis along which a leaf stacks layers, or a function of the leaf's path that
+            gives one or None; or None.
 
     Returns:
         A tree of scalars, or of arrays with the leaf's rank and length 1 except along its layer

@@ -39,7 +39,7 @@ def matcha(
         budget: the expected part of the matchings that is active, in (0, 1].
         period: steps from one mixing to the next.
         seed: decides the draws.
-        compress: as for `dpsgd`.
+        compress: how x travels, "int8" or "bf16"; None for as it is.
 
     Raises:
         ValueError: if `budget` is outside (0, 1], `period` < 1, or the topology cannot be read; in
@@ -52,7 +52,7 @@ def matcha(
 
     Reference:
         Wang et al. 2019; read in the authors' code (JYWa/MATCHA graph_manager.py). The spectral gap
-        it tells of is that of the expectation, 1 - ||E[W^T W] - J||_2^(1/2).
+        it reports is that of the expectation, 1 - ||E[W^T W] - J||_2^(1/2).
     """
     base.check_axis(axis)
     base.check_period("period", period)

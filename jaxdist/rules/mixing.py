@@ -24,7 +24,7 @@ class MixingState(NamedTuple):
 
     Attributes:
         count: steps taken.
-        metrics: spectral_gap in force at the last mixing (0: none yet), see `gap`.
+        metrics: spectral_gap in force at the last mixing (0: none yet).
     """
 
     count: base.Count
@@ -51,10 +51,10 @@ class Rounds(Protocol):
         """`[R, W]`."""
 
 
-def note(state: Any, spectral_gap: float, **told: jax.Array) -> Any:
-    """The state that tells of the spectral gap in force, and of whatever else."""
-    found = {"spectral_gap": jnp.float32(spectral_gap)} | told
-    return state._replace(metrics=state.metrics | found)
+def note(state: Any, spectral_gap: float, **others: jax.Array) -> Any:
+    """The state that reports the spectral gap in force, and whatever else."""
+    values = {"spectral_gap": jnp.float32(spectral_gap)} | others
+    return state._replace(metrics=state.metrics | values)
 
 
 def gap(graphs: Sequence[Topology]) -> float:

@@ -48,8 +48,9 @@ def noloco(
 
     With these defaults, those of the code read, the momentum of the coupling lets few workers drift
     apart where periods are short: with 8 on the digits at period 8, a momentum of 0.5 held them
-    together and 0.9 did not. Pairs are drawn as by `ad_psgd`; a worker without a partner, or with
-    one that is not finite, is a pair by itself. Sends 2 d numbers a sync, to one worker.
+    together and 0.9 did not. Pairs are drawn like those of `ad_psgd`; a worker without a
+    partner, or with one that is not finite, is a pair by itself. Sends 2 d numbers a sync, to one
+    worker.
 
     Args:
         axis: the workers' axis.
@@ -58,7 +59,7 @@ def noloco(
         momentum: the decay of m, in [0, 1].
         coupling: the pull to the pair's mean, in [0, 1]; the code read has it equal to `outer_lr`.
         seed: decides the pairs.
-        compress: as for `dpsgd`.
+        compress: how phi and x - phi travel, "int8" or "bf16"; None for as they are.
 
     Raises:
         ValueError: if `period` < 1, or a coefficient is outside its range.

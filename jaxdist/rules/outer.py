@@ -101,18 +101,22 @@ def slowmo(
 
     The paper's u is m over the local learning rate; the two are the same while that rate does not
     change, and this one does not divide by it. With momentum 0 and outer_lr 1 it is local SGD.
-    Otherwise as `diloco`.
+    States of the local optimizer are kept; a worker that is not finite is left out of the mean.
+    All workers must start from the same parameters. Sends one all-reduce of d + 1 numbers a period.
 
     Args:
         axis: the workers' axis.
         period: tau, local steps from one outer step to the next.
         outer_lr: alpha, above 0.
         momentum: beta, in [0, 1]; the code read has 0.2 for 4 nodes, 0.5 for 8, 0.6 for 16.
-        compress: as for `diloco`.
-        aggregate: as for `diloco`.
+        compress: how theta - x_i travels, as "int8" or "top_k(fraction=0.01)" (see
+            `jaxdist.compression`), with error feedback; None for as it is.
+        aggregate: what stands for the mean, as "median" or "krum(bad=2)" (see `jaxdist.robust`);
+            None for the mean. Not together with `compress`.
 
     Raises:
-        ValueError: as `diloco`.
+        ValueError: if `period` < 1, `outer_lr` is not above 0, `momentum` is outside [0, 1], or the
+            compressor or the aggregate cannot be read; in `init`, if it cannot work on the leaves.
 
     Example:
         >>> import jax, jaxdist

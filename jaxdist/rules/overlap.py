@@ -52,9 +52,11 @@ def overlap_local_sgd(
     Args:
         axis: the workers' axis.
         period: tau, steps from one sync to the next.
-        pull: alpha, in [0, 1].
-        momentum: beta, in [0, 1].
-        compress: as for `mgrawa`.
+        pull: alpha, the part of the way to the anchor z, in [0, 1].
+        momentum: beta, the decay of v, in [0, 1].
+        compress: how the difference of z - v from the last mean travels, as "int8" or
+            "top_k(fraction=0.01)" (see `jaxdist.compression`); None for z - v as it is. Then all
+            workers must start from the same parameters.
 
     Raises:
         ValueError: if `period` < 1, `pull` or `momentum` is outside [0, 1] or the compressor cannot

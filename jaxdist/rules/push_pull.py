@@ -47,9 +47,11 @@ def dppf(
     Args:
         axis: the workers' axis.
         period: steps from one sync to the next.
-        pull: alpha, in [0, 1].
+        pull: alpha, the part of the way to the mean, in [0, 1].
         push: lambda >= 0, a length in parameter space.
-        compress: as for `mgrawa`.
+        compress: how the difference from the last mean travels, as "int8" or
+            "top_k(fraction=0.01)" (see `jaxdist.compression`); None for x as it is. Then all
+            workers must start from the same parameters.
         aggregate: what stands for the mean, as "median" or "krum(bad=2)" (see `jaxdist.robust`);
             None for the mean. Not together with `compress`.
 

@@ -49,15 +49,15 @@ def sgp(
     are what is evaluated and saved; x = w z is formed inside. sum_i x_i is conserved but for the
     updates, and with zero updates every z goes to the mean of all x, on any strongly connected
     graph. What a worker that is not finite sends is left out, with its weight, and nothing is sent
-    to it in vain: receivers tell their senders, by a number, whether they are finite (the rest must
+    to it in vain: receivers send back, as a number, whether they are finite (the rest must
     be strongly connected without it). Sends d + 1 numbers for each edge, and 1 against it.
 
     Args:
         axis: the workers' axis.
         topology: the graph, as "exponential" (see `jaxdist.topology`), or graphs that take turns.
         period: steps from one mixing to the next.
-        compress: as for `dpsgd`; what a worker gives away is what the others can read, so the sum
-            is conserved.
+        compress: how x travels, "int8" or "bf16"; None for as it is. What a worker gives away is
+            what the others can read, so the sum is conserved.
 
     Raises:
         ValueError: if `period` < 1 or the topology cannot be read; in `update`, if it does not fit

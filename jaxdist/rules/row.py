@@ -30,14 +30,14 @@ class Rule:
         first: whether it goes before the local optimizer of its chain.
         momentum: whether it has a momentum in the place of the local optimizer's.
         periodic: whether it syncs at every `period`-th step and at no other.
-        late: the option that says how many steps after its launch a mean is used; None for at once.
+        late: the option for how many steps after its launch a mean is used; None for at once.
         table: the option that takes rows of how late each worker is: of steps if it is `late`, else
             of whether a worker has arrived. Nobody waits in a rule that has one.
         bound: the option for the most steps in such a table, after which workers do wait.
         asks: `asks(options)`, which of the extra arguments "value", "grad" and "probe_grad" it
             needs with these options (all of them, as `options` gives them).
-        barrier: `barrier(options)`, the steps between syncs at which its workers meet, in groups at
-            least; None if there is no such number.
+        barrier: `barrier(options)`, the steps between syncs at which its workers synchronise,
+            in groups at least; None if there is no such number.
 
     Example:
         >>> def halfway(axis, *, period: int = 8): ...

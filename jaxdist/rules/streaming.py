@@ -82,14 +82,15 @@ def streaming_diloco(
         outer_lr: the outer learning rate, above 0.
         momentum: the outer Nesterov momentum, in [0, 1].
         outer: any optax optimizer, in place of `outer_lr` and `momentum`.
-        schedule: "maxtext" or "torchft".
+        schedule: when each fragment is launched and applied, "maxtext" or "torchft", as above.
         labels: the fragment of every leaf, 0..fragments-1: a function of the leaf's path
             ("layers/kernel"), or a tree like the parameters; None for fragments by size.
         layer_axis: for scanned layers: the axis along which a leaf stacks layers, which are then
             divided among the fragments, with the same places for leaves that follow each other. An
             integer for all leaves, or a function of a leaf's path that gives an integer, or None
             for a leaf that stacks none. Not together with `labels`.
-        compress: as for `diloco`; "int8" for quantised outer gradients.
+        compress: how theta_p - x_i,p travels, as "int8" or "top_k(fraction=0.01)" (see
+            `jaxdist.compression`), with error feedback; None for as it is.
 
     Raises:
         ValueError: if `period` is no multiple of `fragments`, `delay` not below their quotient, a

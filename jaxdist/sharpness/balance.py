@@ -1,6 +1,6 @@
 """Balanced parameters: every filter divided by its norm, so that rescaled networks measure alike.
 
-Which axes number a leaf's filters is said as in `jaxdist.flatness`.
+Which axes number a leaf's filters is given like in `jaxdist.flatness`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def filter_norms(params: Params, filter_axis: FilterAxis = "flax") -> Params:
     Args:
         params: a tree of arrays. Arrays of fewer than two axes have a filter an entry.
         filter_axis: the axes that number the filters: an integer, a function of the leaf's path, or
-            "flax", see `jaxdist.flatness.deviation`.
+            "flax" (the last, with exceptions for embeddings and attention).
 
     Returns:
         The tree with arrays of size 1 on all axes but the filters' own, in float32 or wider.
@@ -52,7 +52,8 @@ def balance_scales(params: Params, *, filter_axis: FilterAxis = "flax") -> Param
 
     Args:
         params: one worker's parameters.
-        filter_axis: as in `filter_norms`.
+        filter_axis: the axes that number the filters: an integer, a function of the leaf's path, or
+            "flax" (the last, with exceptions for embeddings and attention).
 
     Returns:
         A tree of arrays that broadcast to those of `params`.
@@ -74,7 +75,7 @@ def balance_scales(params: Params, *, filter_axis: FilterAxis = "flax") -> Param
 def balance(
     params: Params, *, filter_axis: FilterAxis = "flax"
 ) -> tuple[Params, Callable[[Params], Params]]:
-    """Divides every filter by its norm and its bias's, and says how to undo it.
+    """Divides every filter by its norm and its bias's, and returns how to undo it.
 
         D = diag(p),   hat = D^-1 params,   L_hat(hat) = L(D hat)
 
@@ -85,7 +86,8 @@ def balance(
 
     Args:
         params: one worker's parameters.
-        filter_axis: as in `balance_scales`.
+        filter_axis: the axes that number the filters: an integer, a function of the leaf's path, or
+            "flax" (the last, with exceptions for embeddings and attention).
 
     Returns:
         The balanced parameters, in float32 or wider, and the function hat -> D hat.

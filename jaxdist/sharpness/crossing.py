@@ -9,7 +9,7 @@ from jax import lax
 FIRST = 1e-3
 """Where the doubling starts."""
 
-_MOST = 80  # halvings: below FIRST too, a float32 is found within these
+_MOST = 80  # halvings: below FIRST too, a float32 is reached within these
 
 
 def first_crossing(

@@ -38,8 +38,8 @@ def shannon_entropy(
         loss: a `Problem`, whose predictions are logits `[B, ..., K]`.
         params: one worker's parameters.
         key: not used.
-        data: stacks of batches (x, y), see `batches`.
-        balanced: measure in balanced coordinates, see `balance`; the outputs are the same.
+        data: stacks of batches (x, y) `[N, B, ...]` (`batches` makes them).
+        balanced: measure with every filter divided by its norm (`balance`); same outputs.
 
     Returns:
         The value; nothing is estimated.
@@ -84,13 +84,13 @@ def local_entropy(
         loss: a `Problem`, or a function of (params, batch).
         params: one worker's parameters.
         key: a PRNG key.
-        data: stacks of batches, see `batches`.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
         gamma: how narrow the neighbourhood is.
         num_samples: noise samples, each one pass over the data.
         released: the form of the released code: noise of standard deviation 1 / gamma in place of
             1 / sqrt(gamma), and (1/2) ln gamma in place of (d/2) ln gamma.
         parallel: samples at a time, each with its copy of the parameters.
-        balanced: measure in balanced coordinates, see `balance`.
+        balanced: measure with every filter divided by its norm (`balance`).
 
     Returns:
         The value and its standard error over the samples, to first order. The logarithm of the mean
@@ -133,17 +133,18 @@ def local_entropy_gradient(
     flight: take a smaller step there.
 
     Args:
-        loss: as in `local_entropy`. Here the batches' size matters.
-        params: as in `local_entropy`. Here the batches' size matters.
-        key: as in `local_entropy`. Here the batches' size matters.
-        data: as in `local_entropy`. Here the batches' size matters.
-        balanced: as in `local_entropy`. Here the batches' size matters.
+        loss: a `Problem`, or a function of (params, batch).
+        params: one worker's parameters.
+        key: a PRNG key.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them). Their
+            size matters here.
+        balanced: measure with every filter divided by its norm (`balance`).
         gamma: the pull back to `params`.
         growth: how much it grows in a step.
         num_steps: steps of a chain.
-        step_size: as in the equations; `noise` may be 0.
-        noise: as in the equations; `noise` may be 0.
-        averaging: as in the equations; `noise` may be 0.
+        step_size: how far a chain goes along its slope in a step, above 0.
+        noise: the size of the noise in a step, at least 0.
+        averaging: the weight of the newest x in the mean, in [0, 1].
 
     Returns:
         The mean, and its standard error over the chains; None if there is but one.

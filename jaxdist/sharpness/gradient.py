@@ -25,8 +25,8 @@ def gradient_norm(
         loss: a `Problem`, or a function of (params, batch).
         params: one worker's parameters.
         key: not used.
-        data: stacks of batches, see `batches`.
-        balanced: measure in balanced coordinates, see `balance`.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
+        balanced: measure with every filter divided by its norm (`balance`).
 
     Returns:
         The value; nothing is estimated.
@@ -55,10 +55,10 @@ def fisher_rao(
     """The Fisher-Rao norm, params^T H params: one product with the Hessian.
 
     Args:
-        loss: as in `gradient_norm`.
-        params: as in `gradient_norm`.
-        data: as in `gradient_norm`.
-        balanced: as in `gradient_norm`.
+        loss: a `Problem`, or a function of (params, batch).
+        params: one worker's parameters.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
+        balanced: measure with every filter divided by its norm (`balance`).
         key: not used.
         curvature: "hessian", or "ggn" for the Gauss-Newton matrix, which needs a `Problem` and,
             for cross-entropy, is the Fisher matrix of the original definition (from memory).

@@ -32,11 +32,11 @@ def largest_eigenvalue(
         loss: a `Problem`, or a function of (params, batch).
         params: one worker's parameters, d numbers.
         key: a PRNG key, for the start.
-        data: stacks of batches, see `batches`.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
         num_steps: products H v, each one pass over the data; at most d are done. As many vectors
             of d numbers are kept.
         curvature: "hessian", or "ggn" for the Gauss-Newton matrix, which needs a `Problem`.
-        balanced: measure in balanced coordinates, see `balance`.
+        balanced: measure with every filter divided by its norm (`balance`).
 
     Returns:
         The largest Ritz value, never above the eigenvalue but for rounding, and the norm of its
@@ -88,12 +88,12 @@ def trace(
     they lie in Q after few products.
 
     Args:
-        loss: as in `largest_eigenvalue`.
-        params: as in `largest_eigenvalue`.
-        key: as in `largest_eigenvalue`.
-        data: as in `largest_eigenvalue`.
-        curvature: as in `largest_eigenvalue`.
-        balanced: as in `largest_eigenvalue`.
+        loss: a `Problem`, or a function of (params, batch).
+        params: one worker's parameters.
+        key: a PRNG key.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
+        curvature: "hessian", or "ggn" for the Gauss-Newton matrix, which needs a `Problem`.
+        balanced: measure with every filter divided by its norm (`balance`).
         num_samples: probes v, each one product H v and so one pass over the data.
         num_steps: vectors of Q, each one product too, and as large as the parameters; 0 for none.
         probes: "signs" or "normal".
@@ -132,15 +132,15 @@ def frobenius_norm(
         ||H||_F = sqrt(E ||H v||^2),   Var ||H v||^2 = 2 tr H^4 for normal v
 
     Args:
-        loss: as in `largest_eigenvalue`.
-        params: as in `largest_eigenvalue`.
-        key: as in `largest_eigenvalue`.
-        data: as in `largest_eigenvalue`.
-        curvature: as in `largest_eigenvalue`.
-        balanced: as in `largest_eigenvalue`.
-        num_samples: as in `trace`.
-        probes: as in `trace`.
-        parallel: as in `trace`.
+        loss: a `Problem`, or a function of (params, batch).
+        params: one worker's parameters.
+        key: a PRNG key.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
+        curvature: "hessian", or "ggn" for the Gauss-Newton matrix, which needs a `Problem`.
+        balanced: measure with every filter divided by its norm (`balance`).
+        num_samples: probes v, each one product H v and so one pass over the data.
+        probes: the random vectors' entries, "signs" (+1 or -1) or "normal".
+        parallel: probes at a time.
 
     Returns:
         The root of the mean, and the standard error of the mean over twice that root.
@@ -178,16 +178,16 @@ def effective_dimension(
     none.
 
     Args:
-        loss: as in `largest_eigenvalue`.
-        params: as in `largest_eigenvalue`.
-        key: as in `largest_eigenvalue`.
-        data: as in `largest_eigenvalue`.
-        curvature: as in `largest_eigenvalue`.
-        balanced: as in `largest_eigenvalue`.
+        loss: a `Problem`, or a function of (params, batch).
+        params: one worker's parameters.
+        key: a PRNG key.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
+        curvature: "hessian", or "ggn" for the Gauss-Newton matrix, which needs a `Problem`.
+        balanced: measure with every filter divided by its norm (`balance`).
         shift: the eigenvalue that counts one half.
-        num_samples: as in `trace`.
-        probes: as in `trace`.
-        parallel: as in `trace`.
+        num_samples: probes v, each one product H v and so one pass over the data.
+        probes: the random vectors' entries, "signs" (+1 or -1) or "normal".
+        parallel: probes at a time.
         num_steps: products H v of each probe, at most d.
 
     Returns:

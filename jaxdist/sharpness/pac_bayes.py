@@ -37,12 +37,12 @@ def pac_bayes_sigma(
     `max_sigma` raises the loss so much.
 
     Args:
-        loss: as in `lpf`.
-        params: as in `lpf`.
-        key: as in `lpf`.
-        data: as in `lpf`.
-        parallel: as in `lpf`.
-        balanced: as in `lpf`.
+        loss: a `Problem`, or a function of (params, batch).
+        params: one worker's parameters.
+        key: a PRNG key.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
+        parallel: samples at a time, each with its copy of the parameters.
+        balanced: measure with every filter divided by its norm (`balance`).
         epsilon: the rise.
         num_samples: noise samples, each one pass over the data for every sigma that is tried.
         max_sigma: the largest sigma tried.
@@ -84,18 +84,18 @@ def pac_bayes(
     slip of the code replaces the initial parameters by zero.
 
     Args:
-        loss: as in `lpf`.
-        params: as in `lpf`.
-        key: as in `lpf`.
-        data: as in `lpf`.
-        parallel: as in `lpf`.
-        balanced: as in `lpf`.
+        loss: a `Problem`, or a function of (params, batch).
+        params: one worker's parameters.
+        key: a PRNG key.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
+        parallel: samples at a time, each with its copy of the parameters.
+        balanced: measure with every filter divided by its norm (`balance`).
         initial: the parameters before training, of the shapes of `params`; None for zero.
         delta: the probability with which the bound may fail.
-        epsilon: as in `pac_bayes_sigma`.
-        num_samples: as in `pac_bayes_sigma`.
-        max_sigma: as in `pac_bayes_sigma`.
-        tolerance: as in `pac_bayes_sigma`.
+        epsilon: the rise of the loss that decides sigma.
+        num_samples: noise samples, each one pass over the data for every sigma that is tried.
+        max_sigma: the largest sigma tried.
+        tolerance: relative error of the bisection.
 
     Returns:
         The complexity and its standard error, from that of sigma.
@@ -123,9 +123,9 @@ def _sigma(at: Whole, key, *, epsilon, max_sigma, tolerance, num_samples, parall
         return samples(one, key, num_samples, parallel)
 
     sigma = first_crossing(lambda sigma: rises(sigma).mean(), epsilon, max_sigma, tolerance)
-    found, slopes = jax.jvp(rises, (sigma,), (jnp.ones_like(sigma),))
+    values, slopes = jax.jvp(rises, (sigma,), (jnp.ones_like(sigma),))
     sigma = jnp.where(jnp.isnan(start), jnp.nan, sigma)
-    return Measured(sigma, mean_and_error(found)[1] / slopes.mean())
+    return Measured(sigma, mean_and_error(values)[1] / slopes.mean())
 
 
 def _pac_bayes(at: Whole, key, *, initial, delta, **search):

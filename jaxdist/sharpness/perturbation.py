@@ -36,11 +36,11 @@ def lpf(
         loss: a `Problem`, or a function of (params, batch).
         params: one worker's parameters.
         key: a PRNG key.
-        data: stacks of batches, see `batches`.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
         sigma: standard deviation of the noise of every parameter.
         num_samples: noise samples, each one pass over the data.
         parallel: samples at a time, each with its copy of the parameters.
-        balanced: measure in balanced coordinates, see `balance`.
+        balanced: measure with every filter divided by its norm (`balance`).
 
     Returns:
         The mean and its standard error over the samples.
@@ -82,10 +82,10 @@ def epsilon_sharpness(
     raises the loss so much, NaN where the gradient is zero.
 
     Args:
-        loss: as in `lpf`.
-        params: as in `lpf`.
-        data: as in `lpf`.
-        balanced: as in `lpf`.
+        loss: a `Problem`, or a function of (params, batch).
+        params: one worker's parameters.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
+        balanced: measure with every filter divided by its norm (`balance`).
         key: not used.
         epsilon: the rise.
         tolerance: relative error of t.

@@ -11,14 +11,14 @@ from jaxdist.sharpness.slices import Barrier, Slice
 
 
 def plot(
-    found: Slice | Barrier | Mapping[str, Slice | Barrier],
+    results: Slice | Barrier | Mapping[str, Slice | Barrier],
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Draws slices and barriers: lines in one panel, planes in one each, two beside each other.
+    """Draws slices and barriers: lines in one panel, planes in one each, two in a row.
 
     Args:
-        found: one, or several by name.
-        path: where to save the picture, if given; the ending says the format.
+        results: one, or several by name.
+        path: where to save the picture, if given; the ending decides the format.
 
     Returns:
         A matplotlib `Figure`, which notebooks show.
@@ -33,14 +33,14 @@ def plot(
         >>> len(figure.axes), len(figure.axes[0].lines)
         (1, 2)
     """
-    named = dict(found) if isinstance(found, Mapping) else {"": found}
+    named = dict(results) if isinstance(results, Mapping) else {"": results}
     planes = {name: each for name, each in named.items() if np.ndim(each.losses) == 2}
     ways = {name: each for name, each in named.items() if isinstance(each, Barrier)}
     lines = {name: each for name, each in named.items() if not (name in planes or name in ways)}
     drawings = [(_draw_lines, lines)] * bool(lines) + [(_draw_barriers, ways)] * bool(ways)
     drawings += [(_draw_plane, {name: each}) for name, each in planes.items()]
     if not drawings:
-        raise ValueError(f"found is {found}; it must hold at least one Slice or Barrier")
+        raise ValueError(f"results={results}: allowed are one or more of Slice and Barrier")
     columns = min(2, len(drawings))
     rows = -(-len(drawings) // columns)
     width = pictures.WIDTHS["page"] / 2 * columns

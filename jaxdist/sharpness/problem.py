@@ -107,7 +107,7 @@ def batches(examples: Batch, size: int, *, sharding: jax.sharding.Sharding | Non
     Args:
         examples: a tree of arrays `[n, ...]`, for a `Problem` the pair (x, y).
         size: examples a batch, B. It decides the memory that a measure needs and its speed, not
-            its value (except where a measure says so).
+            its value (except where a measure notes it).
         sharding: where a stack `[N, B, ...]` goes, to split the work over devices, such as
             `NamedSharding(mesh, P(None, "data"))`: each device then has a part of every batch.
             What it does not divide is on every device.

@@ -59,7 +59,8 @@ def direction(
     Args:
         params: one worker's parameters.
         key: a PRNG key.
-        filter_axis: as in `balance`.
+        filter_axis: the axes that number the filters: an integer, a function of the leaf's path, or
+            "flax" (the last, with exceptions for embeddings and attention).
         vectors: of leaves of fewer than two axes (biases, normalisations): "zero" leaves them where
             they are, "filter" takes each for one filter.
 
@@ -107,14 +108,16 @@ def loss_slice(
         loss: a `Problem`, or a function of (params, batch).
         params: one worker's parameters.
         key: a PRNG key, for the directions.
-        data: stacks of batches, see `batches`.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
         dimensions: 1 or 2.
         span: how far to go each way, in lengths of the directions.
         num: points along each direction; an odd number has one at the parameters.
         directions: as many trees like `params` as there are dimensions, in place of random ones:
             draw them once to compare several workers.
-        filter_axis: as in `direction`.
-        vectors: as in `direction`.
+        filter_axis: the axes that number the filters: an integer, a function of the leaf's path, or
+            "flax" (the last, with exceptions for embeddings and attention).
+        vectors: of leaves of fewer than two axes (biases, normalisations): "zero" leaves them where
+            they are, "filter" takes each for one filter.
 
     Returns:
         The coordinates and the losses: each is one pass over the data.
@@ -127,8 +130,8 @@ def loss_slice(
         >>> import jax, jax.numpy as jnp
         >>> loss = lambda params, batch: jnp.sum(params["w"] ** 2)
         >>> params, data = {"w": jnp.eye(2)}, jnp.zeros((1, 1))
-        >>> found = loss_slice(loss, params, key=jax.random.key(0), data=data, num=3)
-        >>> found.axes[0].tolist(), found.losses.shape
+        >>> result = loss_slice(loss, params, key=jax.random.key(0), data=data, num=3)
+        >>> result.axes[0].tolist(), result.losses.shape
         ([-1.0, 0.0, 1.0], (3,))
 
     Reference: Li et al., Visualizing the loss landscape of neural nets, 2018 (from memory).
@@ -163,7 +166,7 @@ def barrier(loss: Callable, first: Params, second: Params, *, data: Data, num: i
         loss: a `Problem`, or a function of (params, batch).
         first: one worker's parameters, x.
         second: another's, y.
-        data: stacks of batches, see `batches`.
+        data: stacks of batches `[N, B, ...]`, one or a list of them (`batches` makes them).
         num: points, with the two ends.
 
     Returns:

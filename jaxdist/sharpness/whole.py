@@ -50,14 +50,14 @@ class Whole:
         for stack in self.stacks:
             num, size = _sizes(stack)
             if num == 1:  # XLA's convolutions on CPU are slow inside loops
-                found = wide(fn(_first(stack)))
+                value = wide(fn(_first(stack)))
             else:
                 zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(fn, _first(stack)))
                 add = lambda total, batch: (jax.tree.map(jnp.add, total, wide(fn(batch))), None)
-                found, _ = lax.scan(add, wide(zeros), stack)
+                value, _ = lax.scan(add, wide(zeros), stack)
             share = size / self.num_examples
-            found = jax.tree.map(lambda a, share=share: share * a, found)
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
+            value = jax.tree.map(lambda a, share=share: share * a, value)
+            total = value if total is None else jax.tree.map(jnp.add, total, value)
         return total
 
     def __call__(self, params: Params) -> jax.Array:
@@ -115,7 +115,7 @@ def compute(
         params: one worker's parameters.
         key: a PRNG key, or None if `measure` draws nothing.
         data: a stack of batches `[N, B, ...]`, or a list of these.
-        balanced: True measures in balanced coordinates, see `balance`; a function is used in place
+        balanced: True measures in balanced coordinates (`balance`); a function is used in place
             of `balance_scales`.
         **options: further arguments of `measure`. A tree named `initial` has parameters, which are
             balanced like `params`.

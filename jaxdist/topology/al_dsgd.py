@@ -48,9 +48,9 @@ def al_dsgd(
 
     Args:
         num: the number of workers, 8.
-        graph: 1, 2 or 3.
-        density: 100, 84.6, 69.2, 53.8 or 38.5.
-        weights: see `Topology.from_graph`.
+        graph: the number of the graph, 1, 2 or 3.
+        density: the authors' label, in percent: 100, 84.6, 69.2, 53.8 or 38.5.
+        weights: "metropolis", "best_constant" or "uniform" (see `Topology.from_graph`).
 
     Raises:
         ValueError: if there are not 8 workers, or `graph` or `density` is none of these.

@@ -1,4 +1,4 @@
-"""Edge colouring: a graph's edges as few rounds in which every worker meets at most one other."""
+"""Edge colouring: a graph's edges as few rounds in which every worker is with at most one other."""
 
 import itertools
 
@@ -48,16 +48,16 @@ def matchings(graph: nx.Graph) -> list[Pairs]:
     if len(edges) <= largest * (len(nodes) // 2):  # otherwise Delta matchings are too small
         rng = np.random.default_rng(0)
         for _ in range(_TRIES):
-            if found := _alternating(graph, rng.permutation(edges).tolist()):
-                return found
+            if rounds := _alternating(graph, rng.permutation(edges).tolist()):
+                return rounds
     return _misra_gries(graph, edges)
 
 
 def circle(num: int) -> list[Pairs]:
-    """A one-factorisation of the complete graph: every pair of nodes meets in one round.
+    """A one-factorisation of the complete graph: every pair of nodes is in one round.
 
-    Round r pairs the nodes whose sum is r modulo an odd m: m = num - 1, the node left over meeting
-    node num - 1, or m = num if that is odd, the node left over resting.
+    Round r pairs the nodes whose sum is r modulo an odd m: m = num - 1, the node left over going
+    with node num - 1, or m = num if that is odd, the node left over resting.
 
     Args:
         num: the number of nodes.
@@ -81,33 +81,33 @@ def circle(num: int) -> list[Pairs]:
 
 
 class _Coloring:
-    """A partial edge colouring: `met[v]` says whom v meets by colour."""
+    """A partial edge colouring: `partner[v]` holds v's partners by colour."""
 
     def __init__(self, graph):
-        self.met: dict[int, dict[int, int]] = {v: {} for v in graph}
+        self.partner: dict[int, dict[int, int]] = {v: {} for v in graph}
         self.color = {}
 
     def put(self, u, v, color):
-        self.met[u][color], self.met[v][color] = v, u
+        self.partner[u][color], self.partner[v][color] = v, u
         self.color[_edge(u, v)] = color
 
     def take(self, u, v):
         """Removes the edge's colour and returns it."""
         color = self.color.pop(_edge(u, v))
-        del self.met[u][color], self.met[v][color]
+        del self.partner[u][color], self.partner[v][color]
         return color
 
     def of(self, u, v):
         return self.color.get(_edge(u, v))
 
     def free(self, v):
-        return next(c for c in itertools.count() if c not in self.met[v])
+        return next(c for c in itertools.count() if c not in self.partner[v])
 
     def path(self, v, first, second):
         """The nodes from v on along edges of two colours in turn, beginning with `first`."""
         nodes, color = [v], first
-        while color in self.met[nodes[-1]]:
-            nodes.append(self.met[nodes[-1]][color])
+        while color in self.partner[nodes[-1]]:
+            nodes.append(self.partner[nodes[-1]][color])
             color = first + second - color
         return nodes
 
@@ -124,7 +124,7 @@ def _alternating(graph, edges):
     colors = range(max((degree for _, degree in graph.degree), default=0))
     coloring = _Coloring(graph)
     for u, v in edges:
-        free = [[c for c in colors if c not in coloring.met[w]] for w in (u, v)]
+        free = [[c for c in colors if c not in coloring.partner[w]] for w in (u, v)]
         swaps = ((c, d) for c, d in itertools.product(*free) if coloring.path(v, c, d)[-1] != u)
         if (swap := next(swaps, None)) is None:
             return None
@@ -138,14 +138,14 @@ def _misra_gries(graph, edges):
     coloring = _Coloring(graph)
     for u, v in edges:
         fan, rest = [v], sorted(w for w in graph[u] if coloring.of(u, w) is not None)
-        while grown := [w for w in rest if coloring.of(u, w) not in coloring.met[fan[-1]]]:
+        while grown := [w for w in rest if coloring.of(u, w) not in coloring.partner[fan[-1]]]:
             fan.append(grown[0])
             rest.remove(grown[0])
         c, d = coloring.free(u), coloring.free(fan[-1])
-        if d in coloring.met[u]:
+        if d in coloring.partner[u]:
             coloring.flip(u, d, c)
         # up to the first node that misses d, it is a fan after the flip as well
-        end = next(i for i, w in enumerate(fan) if d not in coloring.met[w])
+        end = next(i for i, w in enumerate(fan) if d not in coloring.partner[w])
         shifted = [coloring.take(u, w) for w in fan[1 : end + 1]] + [d]
         for w, color in zip(fan[: end + 1], shifted, strict=True):
             coloring.put(u, w, color)

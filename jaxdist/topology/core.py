@@ -81,8 +81,9 @@ class Topology:
             name: for messages and plots; by default the graph's, if it has one.
 
         Raises:
-            ValueError: as the class; if `weights` is unknown or does not suit a directed graph, or
-                a worker is in one of the `matchings` twice.
+            ValueError: if the nodes are not 0..W-1, there are self loops or parallel edges,
+                `weights` is unknown or does not suit the graph, or the `matchings` do not cover the
+                edges or have a worker in one of them twice.
 
         Example:
             >>> Topology.from_graph(nx.path_graph(3), weights="best_constant", name="path")

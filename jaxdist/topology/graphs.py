@@ -25,12 +25,12 @@ def ring(num: int, *, weights: str = "metropolis") -> Topology:
 
 
 def torus(num: int, *, rows: int | None = None, weights: str = "metropolis") -> Topology:
-    """A grid whose opposite sides meet; worker i is at row i // columns, column i % columns.
+    """A grid whose opposite sides are joined; worker i is at row i // columns, column i % columns.
 
     Args:
         num: the number of workers.
         rows: must divide `num`; by default the largest divisor up to its root.
-        weights: see `Topology.from_graph`.
+        weights: "metropolis", "best_constant" or "uniform" (see `Topology.from_graph`).
 
     Raises:
         ValueError: if `rows` does not divide `num`.

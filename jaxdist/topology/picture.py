@@ -24,7 +24,7 @@ def plot(
 
     Args:
         topologies: one, or those of a sequence in turn.
-        path: where to save the picture, if given; the ending says the format.
+        path: where to save the picture, if given; the ending decides the format.
 
     Returns:
         A matplotlib `Figure`, which notebooks show.

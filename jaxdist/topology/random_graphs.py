@@ -20,7 +20,7 @@ def erdos_renyi(
         num: the number of workers.
         p: in (0, 1].
         seed: of the first draw; seed + 1, ... follow.
-        weights: see `Topology.from_graph`.
+        weights: "metropolis", "best_constant" or "uniform" (see `Topology.from_graph`).
 
     Raises:
         ValueError: if `p` is out of range, or so small that no draw is connected.
@@ -44,7 +44,7 @@ def random_regular(
         num: the number of workers; with one or two, `degree` is not used.
         degree: below `num`; `num * degree` must be even.
         seed: of the first draw; seed + 1, ... follow.
-        weights: see `Topology.from_graph`.
+        weights: "metropolis", "best_constant" or "uniform" (see `Topology.from_graph`).
 
     Raises:
         ValueError: if there is no such graph, or no draw is connected.
@@ -75,7 +75,7 @@ def small_world(
         k: even, from 2 to `num`.
         p: in [0, 1].
         seed: of the first draw; seed + 1, ... follow until the graph is connected.
-        weights: see `Topology.from_graph`.
+        weights: "metropolis", "best_constant" or "uniform" (see `Topology.from_graph`).
 
     Raises:
         ValueError: if `k` or `p` is out of range, or no draw is connected.
@@ -95,7 +95,7 @@ def small_world(
 
 
 def random_pairs(num: int, *, seed: int = 0, weights: str = "metropolis") -> tuple[Topology, ...]:
-    """Perfect matchings, one after another, in which every pair meets once per cycle.
+    """Perfect matchings, one after another, in which every pair exchanges once per cycle.
 
     num - 1 graphs in random order, each a single round; with an odd `num` there are num of them and
     in each another worker rests. The default weights are 1/2: a pair takes its mean.
@@ -103,7 +103,7 @@ def random_pairs(num: int, *, seed: int = 0, weights: str = "metropolis") -> tup
     Args:
         num: the number of workers.
         seed: of the order.
-        weights: see `Topology.from_graph`.
+        weights: "metropolis", "best_constant" or "uniform" (see `Topology.from_graph`).
 
     Example:
         >>> [sorted(t.graph.edges) for t in random_pairs(4)]

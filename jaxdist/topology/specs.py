@@ -82,7 +82,7 @@ def check_spec(spec: Spec) -> None:
     """Checks what can be checked before the number of workers is known.
 
     Raises:
-        ValueError: as `make`, except for what depends on that number.
+        ValueError: if the spec is empty or cannot be read.
 
     Example:
         >>> check_spec("torus(rows=2), ring")
