@@ -15,7 +15,7 @@ from jaxdist.data import digits
 from jaxdist.training import metrics, plots, train
 from jaxdist.training.due import traffic_of
 from jaxdist.training.resize import make_resize, with_workers
-from jaxdist.training.state import TrainState, abstract, create
+from jaxdist.training.state import abstract, create
 from jaxdist.training.ways import Asynchronous
 
 RULES = ["local_sgd", "mgrawa", "diloco", "lasgd", "sgp"]
@@ -41,10 +41,10 @@ def spread(run, seed=0):
     own = jax.tree.map(noisy, state.own)
     center = rules.center(own[2])
     if center is None:
-        return TrainState(*state.shared, *own)
+        return state.after(state.step, own)
     same = jax.tree.map(lambda c: jnp.broadcast_to(c[0] / 3, c.shape), center)
     swap = {id(old): new for old, new in zip(*map(jax.tree.leaves, (center, same)), strict=True)}
-    return TrainState(*state.shared, *jax.tree.map(lambda x: swap.get(id(x), x), own))
+    return state.after(state.step, jax.tree.map(lambda x: swap.get(id(x), x), own))
 
 
 def resized(run, state):

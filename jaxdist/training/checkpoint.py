@@ -93,8 +93,8 @@ class Checkpoints:
         saved = note["workers"]
         template = abstract(run) if saved == run.workers.num else with_workers(run, saved)
         with self._readable(step):
-            items = _orbax().args.Composite(state=_orbax().args.StandardRestore(template))
-            state = self._manager.restore(step, args=items)["state"]
+            items = _orbax().args.Composite(state=_orbax().args.StandardRestore(_items(template)))
+            state = TrainState(**self._manager.restore(step, args=items)["state"])
             if _digest(state) != note["digest"]:
                 raise ValueError("its numbers are not the ones that were saved")
         return state if saved == run.workers.num else make_resize(run, saved)(state)
@@ -135,7 +135,7 @@ class Checkpoints:
             "told": dict(counts),
         }
         note["checksum"] = checksum(note)
-        items = args.Composite(state=args.StandardSave(state), note=args.JsonSave(note))
+        items = args.Composite(state=args.StandardSave(_items(state)), note=args.JsonSave(note))
         self._saves.start(step, items)
 
     def check(self) -> None:
@@ -247,6 +247,14 @@ def _orbax() -> ModuleType:
 def checksum(note: Mapping[str, Any]) -> int:
     """A number by which a damaged note is noticed; it is no signature."""
     return zlib.crc32(json.dumps(note, sort_keys=True).encode())
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The state by name; without what its way keeps where that is nothing, as before 0.2."""
+    items = state._asdict()
+    return (
+        items if jax.tree.leaves(state.extra) else {n: x for n, x in items.items() if n != "extra"}
+    )
 
 
 def _digest(state: TrainState) -> list[int]:

@@ -51,7 +51,7 @@ def make_revive(run: Run) -> Callable[[TrainState], TrainState]:
         new = stacked.replicate(joined(state.own), run.workers.num)
         rows = lambda x: ok.reshape(-1, *[1] * (x.ndim - 1))
         keep = lambda x, f: jnp.where(rows(x) | ~ok.any(), x, f)
-        return TrainState(*state.shared, *jax.tree.map(keep, state.own, new))
+        return state.after(state.step, jax.tree.map(keep, state.own, new))
 
     return jax.jit(revive, donate_argnums=0, out_shardings=_places(abstract(run)))
 
@@ -80,7 +80,7 @@ def make_resize(run: Run, num: int) -> Callable[[TrainState], TrainState]:
             move = lambda x, old, new: x + (old - new)[None] if _moves(x) else x
             means = stacked.mean(state.params), stacked.mean(own[0])
             own = jax.tree.map(move, own[0], *means), *own[1:]
-        return TrainState(*state.shared, *own)
+        return state.after(state.step, own)
 
     return jax.jit(resize, out_shardings=_places(abstract(run)))
 
@@ -100,7 +100,7 @@ def with_workers(run: Run, num: int) -> TrainState:
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=place)
 
     state = abstract(run)
-    return TrainState(*state.shared, *jax.tree.map(one, state.own))
+    return state.after(state.step, jax.tree.map(one, state.own))
 
 
 def _moves(x: jax.Array) -> bool:

@@ -23,6 +23,7 @@ class TrainState(NamedTuple):
         opt_state: the workers' optimizer and rule states, `[W, ...]`.
         taken: the local steps that each worker has taken, int32 `[W]`: `step`, unless the rounds
             are count-triggered.
+        extra: what the run's way keeps besides the workers, as a server's state; see `Way.extra`.
     """
 
     step: jax.Array
@@ -31,6 +32,7 @@ class TrainState(NamedTuple):
     model_state: Any
     opt_state: Any
     taken: jax.Array
+    extra: Any = ()
 
     @property
     def shared(self) -> tuple[jax.Array, jax.Array]:
@@ -40,7 +42,11 @@ class TrainState(NamedTuple):
     @property
     def own(self) -> tuple[Any, ...]:
         """What each worker has of its own."""
-        return self[2:]
+        return self[2:-1]
+
+    def after(self, step: jax.Array, own: tuple[Any, ...], extra: Any = None) -> "TrainState":
+        """The state with other steps done and other workers; `extra` stays if it is None."""
+        return TrainState(step, self.key, *own, self.extra if extra is None else extra)
 
 
 def create(run: Run) -> TrainState:
@@ -67,12 +73,12 @@ def initial_model(run: Run) -> tuple[Any, Any]:
 def abstract(run: Run) -> TrainState:
     """The shapes, types and shardings of the run's state, without computing it."""
     shapes = jax.eval_shape(lambda: _initial(run))
-    shared, own = shapes[:2], shapes[2:]
-    place = (*[run.workers.replicated] * len(shared), *run.workers.shardings(own))
+    shared = [run.workers.replicated] * len(shapes.shared)
+    extra = run.way.places(run, shapes.extra)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        TrainState(*place),
+        TrainState(*shared, *run.workers.shardings(shapes.own), extra),
     )
 
 
@@ -82,4 +88,5 @@ def _initial(run: Run, given: Mapping[str, Any] = MappingProxyType({})) -> Train
     params, model_state = stacked.replicate(model, run.workers.num)
     opt_state = jax.vmap(run.tx.init)(params)
     taken = jnp.zeros(run.workers.num, jnp.int32)
-    return TrainState(jnp.int32(0), key, params, model_state, opt_state, taken)
+    own = params, model_state, opt_state, taken
+    return TrainState(jnp.int32(0), key, *own, run.way.extra(run, model))

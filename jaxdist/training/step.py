@@ -48,7 +48,7 @@ def make_step(run: Run, only: Sequence[str] = PARTS) -> Step:
 
     def step(state, batch, probe=None):
         count, (own, metrics) = compiled(state.shared, state.own, batch, probe)
-        return TrainState(count, state.key, *own), metrics
+        return state.after(count, own), metrics
 
     return step
 

@@ -1,8 +1,9 @@
 """How a run goes from one step to a later one: what a way is."""
 
 import abc
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax
 import numpy as np
 
 if TYPE_CHECKING:
@@ -46,6 +47,22 @@ class Way(abc.ABC):
         Raises:
             ValueError: if its rule cannot be run so.
         """
+
+    def extra(self, run: "Run", model: tuple[Any, Any]) -> Any:
+        """What it keeps besides the workers: `TrainState.extra` at step 0, which checkpoints hold.
+
+        Args:
+            run: the run.
+            model: the parameters and other variables that all workers start from.
+
+        Returns:
+            A pytree of arrays, () of a way that keeps nothing. It is computed under `jax.jit`.
+        """
+        return ()
+
+    def places(self, run: "Run", extra: Any) -> Any:
+        """The sharding of each array of `extra`: whole on every device, unless a way says else."""
+        return jax.tree.map(lambda _: run.workers.replicated, extra)
 
     def stops(self, run: "Run", traffic: "Traffic") -> np.ndarray:
         """The numbers of steps after which the run can be seen, ascending: `Progress.done`."""

@@ -18,7 +18,7 @@ from jaxdist.training.due import traffic_of
 from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.multihost import Store
 from jaxdist.training.run import Run
-from jaxdist.training.state import TrainState, abstract
+from jaxdist.training.state import abstract
 from jaxdist.training.step import Step, make_probe_gradient, worker_step
 from jaxdist.training.way import Way
 from jaxdist.trees import is_real
@@ -121,7 +121,7 @@ def _make_rounds(run: Run, traffic: Traffic, way: Asynchronous, plain: Step) -> 
         losses = [metrics.pop("loss sum")]
         probe = feed.probe(end - 1)
         step_done, (own, of_sync) = sync((state.step, state.key), own, metrics["loss"], probe)
-        return Progress(end, TrainState(step_done, state.key, *own), metrics | of_sync, losses)
+        return Progress(end, state.after(step_done, own), metrics | of_sync, losses)
 
     return advance
 

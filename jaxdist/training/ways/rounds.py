@@ -9,7 +9,6 @@ from jaxdist.checks import check_integer
 from jaxdist.traffic import Traffic
 from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.run import Run
-from jaxdist.training.state import TrainState
 from jaxdist.training.step import Step, worker_step
 from jaxdist.training.way import Way
 
@@ -91,7 +90,7 @@ def _make_rounds(run: Run, traffic: Traffic, length: int) -> Advance:
             programs[pattern] = compiled(done)
         batches = [(feed.batch(t), feed.probe(t)) for t in range(done, end)]
         step, (own, metrics, losses) = programs[pattern](state.shared, state.own, batches)
-        return Progress(end, TrainState(step, state.key, *own), metrics, losses)
+        return Progress(end, state.after(step, own), metrics, losses)
 
     return advance
 
