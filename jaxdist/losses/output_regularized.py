@@ -23,11 +23,15 @@ Kind = Literal["label_smoothing", "confidence_penalty", "squared_logits"]
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The mean softmax cross-entropy in nats of logits `[..., K]` and integer labels `[...]`.
 
+    Raises:
+        ValueError: if the shapes do not fit.
+
     Example:
         >>> round(float(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 4]))), 4)
         2.3026
     """
     logits, labels = map(_array, (logits, labels))
+    _check_shapes(logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -168,12 +172,16 @@ def _check(coef, kind) -> None:
     lookup(_PENALTIES, kind, "kind of output regularisation:")
 
 
-def _check_labels(logits, labels) -> None:
+def _check_shapes(logits, labels) -> None:
     if logits.ndim == 0 or logits.shape[-1] < 2 or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"logits are {list(logits.shape)} and labels {list(labels.shape)}; they must be "
             "[..., K] with K >= 2 and [...]"
         )
+
+
+def _check_labels(logits, labels) -> None:
+    _check_shapes(logits, labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels are {labels.dtype}; they must be integers")
     if isinstance(labels, jax.core.Tracer) or not labels.size:
