@@ -273,3 +273,60 @@ def test_wrong_labels_are_of_one_class_an_example(tmp_path, capsys):
 def test_heads_have_the_classes_of_the_data_set():
     with pytest.raises(ValueError, match="heads have 5 classes together: allowed is num_classes"):
         Dataset(None, None, (1,), 4, heads=(("a", 3), ("b", 2)))
+
+
+# Until a number is reached
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(lines):
+    kept = lambda name: not name.endswith(("seconds", "_per_second"))
+    return [{name: value for name, value in line.items() if kept(name)} for line in lines]
+
+
+def test_a_run_ends_at_the_first_evaluation_that_is_good_enough(tmp_path):
+    command = ["--config", "digits", "--rule", "local_sgd", "--workers", "2", "--no-progress"]
+    command += ["--batch_size", "32", "--steps", "80", "--eval_every", "10"]
+    one, cut, whole = (str(tmp_path / name) for name in ("one", "cut", "whole"))
+    until = ["--until", "test_loss<=0.5"]
+    train.main([*command, *until, "--workdir", one])
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    train.main([*command, "--workdir", whole])
+    losses = {x["step"]: x["test_loss"] for x in lines_of(tmp_path / "whole") if "test_loss" in x}
+    first = min(step for step, loss in losses.items() if loss <= 0.5)
+    assert 10 < first < 80
+    assert (summary["steps"], summary["until"]) == (first, "test_loss <= 0.5")
+    assert summary["test_loss"] == losses[first]
+    evaluations = [x["step"] for x in lines_of(tmp_path / "one") if "test_loss" in x]
+    assert evaluations == list(range(10, first + 1, 10))
+    # The same command again does nothing; without its summary the run sees that it is done.
+    said = (tmp_path / "one" / "metrics.jsonl").read_text()
+    train.main([*command, *until, "--workdir", one])
+    (tmp_path / "one" / "summary.json").unlink()
+    train.main([*command, *until, "--workdir", one])
+    again = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert (tmp_path / "one" / "metrics.jsonl").read_text() == said
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0}
+    # Without the target it goes on to its end, as if it had not stopped.
+    train.main([*command, "--workdir", one])
+    assert without_times(lines_of(tmp_path / "one")) == without_times(lines_of(tmp_path / "whole"))
+    # And one that does not get there has no target in its summary.
+    train.main([*command[:-1], "40", *until[:-1], "test_loss<=1e-9", "--workdir", cut])
+    assert "until" not in json.loads((tmp_path / "cut" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--until", "test_los<=0.5"], "did you mean 'test_loss'"),
+        (["--until", "fast"], "until='fast': allowed are"),
+        (["--until", "0.9", "--eval_every", "0"], "eval_every=0 with until"),
+    ],
+)
+def test_targets_that_no_evaluation_can_tell_are_refused(words, said, tmp_path, capsys):
+    command = ["--config", "digits", "--workdir", tmp_path / "run", *SHORT, *words]
+    assert said in fails(capsys, train.main, *command)
+    assert not (tmp_path / "run" / "config.json").exists()

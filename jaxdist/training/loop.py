@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxdist.training import multihost, plots, record
+from jaxdist.training import multihost, plots, record, targets
 from jaxdist.training.advance import make_advance
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.due import passed, traffic_of
-from jaxdist.training.evaluate import make_evaluate
+from jaxdist.training.evaluate import evaluated, make_evaluate
 from jaxdist.training.faults import Interrupt, PreemptedError, StopSignal, naming_the_lost
 from jaxdist.training.feed import Advance
 from jaxdist.training.journal import Journal
@@ -38,8 +38,8 @@ def train(
 
     Returns:
         The summary: "rule", "workers", "steps", what `make_evaluate` gives at the end (as
-        "test_accuracy" and "consensus_distance"), "bytes_sent_per_worker", "seconds" and, on a
-        virtual clock, "virtual_seconds".
+        "test_accuracy" and "consensus_distance"), "bytes_sent_per_worker", "seconds", on a virtual
+        clock "virtual_seconds" and, if `run.until` is reached, that as "until".
 
     Raises:
         ValueError: if the workdir cannot be written, is in use by another run, holds what a run of
@@ -62,6 +62,8 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(folder, run, clean=True))
         traffic = traffic_of(run)  # refuses what does not fit, before a file is written
         advance = make_advance(run, traffic)  # and this too
+        if run.until is not None:
+            targets.check(run.until, evaluated(run), argument="until")
         interrupt.look()
         start, state, told = _begin(run, checkpoints)
         interrupt.look()
@@ -88,16 +90,18 @@ def train(
                 lock.check()
 
         with naming_the_lost():
-            state, found = _steps(run, advance, state, start, journal, checkpoints, stop, check)
+            done, found = _steps(run, advance, state, start, journal, checkpoints, stop, check)
         summary = {
             "rule": run.rule,
             "workers": run.workers.num,
-            "steps": run.steps,
+            "steps": done,
             **found,
-            "bytes_sent_per_worker": journal.bytes_sent(run.steps),
+            "bytes_sent_per_worker": journal.bytes_sent(done),
             "seconds": round(journal.seconds, 3),
-            **journal.virtual(run.steps),
+            **journal.virtual(done),
         }
+        if run.until is not None and run.until.reached(found):
+            summary["until"] = str(run.until)
     if main:
         plots.draw(workdir / record.METRICS, workdir / record.PLOTS, run.task.headline)
         write_json(workdir / record.SUMMARY, summary)
@@ -128,11 +132,18 @@ def _steps(
     checkpoints: Checkpoints,
     stop: StopSignal,
     check: Callable[[], None],
-) -> tuple[TrainState, dict[str, Any]]:
-    """Trains from step `start` to the end, and evaluates there; `check` may end it in between."""
+) -> tuple[int, dict[str, Any]]:
+    """Trains from step `start` to the end, and evaluates there; `check` may end it in between.
+
+    Returns:
+        The steps that are done, and what the evaluation found.
+    """
     evaluate, revive = make_evaluate(run), make_revive(run)
-    done, found = start, None
-    while done < run.steps:
+    done, found, ends = start, None, start == run.steps
+    if run.until is not None and start and start % run.eval_every == 0:  # it may have ended here
+        found = evaluate(state)
+        ends = ends or run.until.reached(found)
+    while not ends:
         before = done
         done, state, *_ = progress = advance(state, done)
         check()
@@ -143,9 +154,10 @@ def _steps(
             with journal.pause():
                 found = evaluate(state)
                 journal.evaluation(done, found)
+            ends = done == run.steps or (run.until is not None and run.until.reached(found))
             check()
-        told = stop.told() and done < run.steps
-        if told or passed(before, done, run.checkpoint_every, run.steps):
+        told = stop.told() and not ends
+        if told or ends or passed(before, done, run.checkpoint_every, run.steps):
             with journal.pause():
                 checkpoints.save(state, done, journal.note(done))
         if told:
@@ -153,4 +165,4 @@ def _steps(
             raise PreemptedError(done)
     found = found or evaluate(state)
     checkpoints.wait()
-    return state, found
+    return done, found
