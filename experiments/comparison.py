@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments import panels, targets
+from experiments import panels
 from experiments.seeds import spread
-from experiments.targets import Target
 from jaxdist import clock, files, pictures
 from jaxdist.clock import Timeline
 from jaxdist.tasks import ACCURACY, Headline
-from jaxdist.training import metrics, record
+from jaxdist.training import metrics, record, targets
+from jaxdist.training.targets import Target
 
 CLOCKS = tuple(panels.CLOCKS)
 

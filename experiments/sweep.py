@@ -153,9 +153,9 @@ def _checked(
     """
     import jax
 
-    from experiments import ignored, targets
+    from experiments import ignored
     from jaxdist.config import paced
-    from jaxdist.training import record
+    from jaxdist.training import record, targets
     from jaxdist.training.advance import make_advance
     from jaxdist.training.checkpoint import steps_in
     from jaxdist.training.due import traffic_of
@@ -183,6 +183,8 @@ def _checked(
                     target = targets.read(arguments.target, headline)
                     if target.name != headline.test:
                         targets.check(target, evaluated(run))
+                if run.until is not None:
+                    targets.check(run.until, evaluated(run), argument="until")
                 folder = _folder(workdir, name, seed)
                 if run.start is not None and not steps_in(folder / record.CHECKPOINTS):
                     run.start.given(jax.eval_shape(functools.partial(initial_model, run)))

@@ -21,7 +21,7 @@ from jaxdist.config.pace import is_bounded, pace
 from jaxdist.config.places import places
 from jaxdist.data import Dataset, Sampler, with_flipped_labels, with_label_noise
 from jaxdist.tasks import Task
-from jaxdist.training import Loaded, Portable, Run, Start, portable, record
+from jaxdist.training import Loaded, Portable, Run, Start, portable, record, targets
 from jaxdist.training.way import Way
 from jaxdist.training.ways import EveryStep, Overlap, Rounds
 from jaxdist.workers import Workers
@@ -128,9 +128,12 @@ def _paced(
     drop = config.drop(per_epoch, total_steps=steps, axis=workers.axis)
     optimizer = optax.chain(config.optimizer(1.0), rate, drop, _attack(config, workers))
     make = lambda **options: rules.compose(optimizer, rule, workers.axis, **options)
+    task, until = _task(config, dataset), None
+    if config.until is not None:
+        until = targets.read(config.until, task.headline, argument="until")
     run = Run(
         workers=workers,
-        task=_task(config, dataset),
+        task=task,
         dataset=dataset,
         tx=make(**options),
         rule=rule,
@@ -149,6 +152,7 @@ def _paced(
         checkpoint_every=config.checkpoint_every,
         revive_every=config.revive_every,
         way=_way(config, next(iter(others), None)),
+        until=until,
         start=_start(config),
         tensorboard=config.tensorboard,
         wandb=config.wandb,

@@ -117,6 +117,9 @@ class Config:
     revive_every: int = 0
     """Steps between looks for workers that are not finite, which then start again from the others;
     0: never."""
+    until: str | None = None
+    """End at the first evaluation that is so good, as 'test_loss<=0.1', or '0.9' of the headline;
+    None: after all steps."""
     start: str | None = None
     """Begin from given parameters: the folder of a run, or a file (.npz, .safetensors) that
     experiments.export wrote. It is read at step 0 only."""
@@ -171,6 +174,8 @@ class Config:
         """The whole configuration as plain JSON types; `from_plain` reads it back."""
         plain = dataclasses.asdict(self)
         plain |= {slot: getattr(self, slot).plain() for slot in SLOTS}
+        if self.until is None:
+            del plain["until"]
         if self.start is None:  # as in the runs that were made before there was one
             plain = {name: value for name, value in plain.items() if name not in _OF_START}
         return json.loads(json.dumps(plain))  # lists for tuples, as they are read back

@@ -10,7 +10,13 @@ import numpy as np
 
 from jaxdist.data import shards
 from jaxdist.data.augment import make_augment, normalize
-from jaxdist.data.bundled import diabetes, digit_sequences, digits
+from jaxdist.data.bundled import (
+    diabetes,
+    digit_attributes,
+    digit_heads,
+    digit_sequences,
+    digits,
+)
 from jaxdist.data.files import idx, npz, text
 from jaxdist.data.label_noise import (
     FlippedLabels,
@@ -34,6 +40,8 @@ from jaxdist.data.tfds import tfds
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "digit_sequences": digit_sequences,
+    "digit_attributes": digit_attributes,
+    "digit_heads": digit_heads,
     "diabetes": diabetes,
     "idx": idx,
     "npz": npz,
@@ -62,6 +70,8 @@ __all__ = [
     "TreeSource",
     "UniformSampler",
     "diabetes",
+    "digit_attributes",
+    "digit_heads",
     "digit_sequences",
     "digits",
     "flip_labels",

@@ -6,6 +6,7 @@ the order of the file, every fifth one is a test example. This gives 1,437 for t
 testing, each class in proportion to within one example. The same writers are in both parts.
 """
 
+import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -67,6 +68,49 @@ def digit_sequences() -> Dataset:
     return Dataset(train, test, input_shape=(63,), num_classes=17)
 
 
+ATTRIBUTES = {
+    "odd": (1, 3, 5, 7, 9),
+    "prime": (2, 3, 5, 7),
+    "at_least_five": (5, 6, 7, 8, 9),
+    "closed_loop": (0, 6, 8, 9),
+}
+"""The digits that have each label of `digit_attributes`; a 4 counts as open."""
+
+
+def digit_attributes() -> Dataset:
+    """The bundled digits, each with 4 labels that it has or not: odd, prime, at least 5, a loop.
+
+    The images and the split are those of `digits`; y is `[B, 4]` of 0 and 1, in the order of
+    `ATTRIBUTES`. The labels are made from the class, and by no one who looked at the images: they
+    are facts of the digit, not of how it was written.
+
+    Example:
+        >>> from jaxdist.data import digit_attributes
+        >>> dataset = digit_attributes()
+        >>> a_two, a_nine = (np.flatnonzero(dataset.train.labels == digit)[:1] for digit in (2, 9))
+        >>> dataset.train[a_two][1].tolist(), dataset.train[a_nine][1].tolist()
+        ([[0, 1, 0, 0]], [[1, 0, 1, 1]])
+    """
+    table = [[digit in having for having in ATTRIBUTES.values()] for digit in range(10)]
+    return _relabelled(np.array(table, np.int32), num_classes=len(ATTRIBUTES))
+
+
+def digit_heads() -> Dataset:
+    """The bundled digits, each with two classes: the digit, and its parity (1 for odd ones).
+
+    The images and the split are those of `digits`; y is `[B, 2]`.
+
+    Example:
+        >>> from jaxdist.data import digit_heads
+        >>> dataset = digit_heads()
+        >>> a_nine = np.flatnonzero(dataset.train.labels == 9)[:1]
+        >>> dataset.train[a_nine][1].tolist(), dataset.heads
+        ([[9, 1]], (('digit', 10), ('parity', 2)))
+    """
+    table = np.stack([np.arange(10), np.arange(10) % 2], 1).astype(np.int32)
+    return _relabelled(table, num_classes=12, heads=(("digit", 10), ("parity", 2)))
+
+
 def diabetes() -> Dataset:
     """The bundled table of 442 diabetes patients: 10 numbers each, and how far it came in a year.
 
@@ -87,6 +131,16 @@ def diabetes() -> Dataset:
     x, y = standard(x), standard(y)
     train, test = (TreeSource((x[part], y[part])) for part in (~test, test))
     return Dataset(train, test, input_shape=(10,), num_classes=1)
+
+
+def _relabelled(table: np.ndarray, **fields) -> Dataset:
+    """`digits` with a row of the table `[10, K]` for each class, and other fields."""
+    whole = digits()
+    parts = {
+        name: TreeSource((part.images, table[part.labels]), part.labels)
+        for name, part in (("train", whole.train), ("test", whole.test))
+    }
+    return dataclasses.replace(whole, **parts, **fields)
 
 
 def _load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -41,10 +41,12 @@ class Dataset:
         num_classes: number of classes, the size of the vocabulary, or of the numbers to predict.
         mean: mean of the training pixels in [0, 1], per channel; () where nothing is normalised.
         std: their standard deviation, per channel; () as well.
+        heads: the name and the number of classes of each column of y `[B, H]`, where an example has
+            several classes; their sum is `num_classes`.
 
     Raises:
         ValueError: if images in memory have labels above the classes, or the test examples have
-            labels that no training example has.
+            labels that no training example has, or the heads have other classes together.
     """
 
     train: Source
@@ -53,8 +55,13 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    heads: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
+        if self.heads and (total := sum(dict(self.heads).values())) != self.num_classes:
+            raise ValueError(
+                f"heads have {total} classes together: allowed is num_classes, {self.num_classes}"
+            )
         if not all(isinstance(part, ArraySource) for part in (self.train, self.test)):
             return
         top = int(self.train.labels.max())

@@ -25,19 +25,25 @@ class Model(NamedTuple):
             them; in evaluation it uses the running ones and `new_state` is `state`.
         statistics: `statistics(params, state, x) -> state` with the batch's own statistics in place
             of the running ones, dropout off; None where the library does not offer it.
+        chain: `chain(params, state, key=None) -> {name: function}`, the layers in training mode and
+            their order, each a function of the output of the one before, with the same dropout in
+            every call; None where the model has no such layers.
     """
 
     init: Callable[[jax.Array], tuple[Params, State]]
     apply: Callable[..., tuple[jax.Array, State]]
     statistics: Callable[[Params, State, jax.Array], State] | None = None
+    chain: Callable[..., dict[str, Callable[[jax.Array], jax.Array]]] | None = None
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """Turns a constructor of an NNX module into a `Model`.
 
     Any module works whose call is `y = module(x)` and which leaves training and evaluation to NNX's
-    own flags (`deterministic`, `use_running_average`). `params` holds its `nnx.Param`s, `state`
-    every other variable except random streams, whose keys come from `apply`'s `key` at each call.
+    own flags (`deterministic`, `use_running_average`). One with a method `chain()`, the layers by
+    name and in order, as `layers.Chain` has it, offers them. `params` holds its `nnx.Param`s,
+    `state` every other variable except random streams, whose keys come from `apply`'s `key` at each
+    call.
     Parameters with the metadata `deviation` start normal with that standard deviation, all from one
     draw: separate draws, as initializers make them, take XLA several times longer to compile.
 
@@ -96,7 +102,20 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def statistics(params, state, x):
         return run(measuring, params, state, x)[1]
 
-    return Model(init, apply, statistics)
+    def chain(params, state, key=None):
+        def layer(i, name):
+            own = None if key is None else jax.random.fold_in(key, i)
+
+            def of(h):
+                streams = _streams(stream_keys, own)
+                trees = _with_keys(param_keys, params), streams, _with_keys(state_keys, state)
+                return nnx.merge(training, *trees).chain()[name](h)
+
+            return of
+
+        return {name: layer(i, name) for i, name in enumerate(module.chain())}
+
+    return Model(init, apply, statistics, chain if hasattr(module, "chain") else None)
 
 
 def _draw(params, key):

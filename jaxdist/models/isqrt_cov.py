@@ -1,5 +1,6 @@
 """iSQRT-COV: pooling by the square root of the covariance of the channels."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -66,6 +67,33 @@ class ISqrtCov(nnx.Module):
         root = isqrt_cov(x, iterations=self.iterations, norm=self.norm)
         rows, columns = jnp.triu_indices(x.shape[-1])
         return root[:, rows, columns]
+
+
+def pooling(
+    features_in: int, features: int | None, rngs: nnx.Rngs
+) -> tuple[Callable[[jax.Array], jax.Array], int]:
+    """How a network pools, and the length of what that gives: `ISqrtCov`, or without it the mean.
+
+    Args:
+        features_in: channels of the images.
+        features: those that `ISqrtCov` reduces them to; None for the mean over the positions.
+        rngs: where the parameters' keys come from.
+    """
+    if features is None:
+        return global_mean, features_in
+    pool = ISqrtCov(features_in, rngs, features=features)
+    return pool, pool.features_out
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+    """Images [B, H, W, C] to [B, C]."""
+    return x.mean((1, 2))
+
+
+def check_pooling(features: int | None) -> None:
+    """Requires None or an integer of at least 1."""
+    if features is not None:
+        checks.integer("isqrt_cov", features)
 
 
 def isqrt_cov(x: jax.Array, *, iterations: int = 5, norm: Norm = "trace") -> jax.Array:

@@ -1,12 +1,27 @@
 """Layers that several networks share, with the initialisations and constants of the field."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxdist.models.convolution import convolve
+
+
+class Chain(nnx.Module):
+    """A network that is its layers one after the other."""
+
+    def chain(self) -> dict[str, Callable[[jax.Array], jax.Array]]:
+        """The layers by name, in their order, each a function of the output of the one before."""
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """All layers."""
+        for layer in self.chain().values():
+            x = layer(x)
+        return x
 
 
 def conv(

@@ -2,13 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxdist.models import checks, layers
 from jaxdist.models.functional import Model, functional
 
 
-class LeNet5(nnx.Module):
+class LeNet5(layers.Chain):
     """Two unpadded convolutions of 5 x 5, each pooled, then dense layers of 120 and 84 units."""
 
     def __init__(self, input_shape, num_classes, field, rngs):
@@ -21,13 +20,18 @@ class LeNet5(nnx.Module):
         self.dense2 = layers.dense(120, 84, rngs)
         self.head = layers.head(84, num_classes, rngs)
 
-    def __call__(self, x):
+    def chain(self):
+        return {
+            "conv1": lambda x: layers.max_pool(jax.nn.relu(self.conv1(self.padded(x)))),
+            "conv2": lambda x: layers.max_pool(jax.nn.relu(self.conv2(x))),
+            "dense1": lambda x: jax.nn.relu(self.dense1(layers.flatten(x))),
+            "dense2": lambda x: jax.nn.relu(self.dense2(x)),
+            "head": self.head,
+        }
+
+    def padded(self, x):
         missing = [max(self.field - side, 0) for side in x.shape[1:3]]
-        x = jnp.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
-        x = layers.max_pool(jax.nn.relu(self.conv1(x)))
-        x = layers.max_pool(jax.nn.relu(self.conv2(x)))
-        x = jax.nn.relu(self.dense1(layers.flatten(x)))
-        return self.head(jax.nn.relu(self.dense2(x)))
+        return jnp.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
 
 
 def lenet5(input_shape: tuple[int, ...], num_classes: int, *, field: int = 32) -> Model:
@@ -70,7 +74,7 @@ def lenet5(input_shape: tuple[int, ...], num_classes: int, *, field: int = 32) -
     return functional(lambda rngs: LeNet5(input_shape, num_classes, field, rngs))
 
 
-class CNN(nnx.Module):
+class CNN(layers.Chain):
     """Two padded convolutions of 3 x 3, each pooled, then one hidden dense layer."""
 
     def __init__(self, input_shape, num_classes, features, hidden, rngs):
@@ -80,10 +84,13 @@ class CNN(nnx.Module):
         self.dense = layers.dense((height // 4) * (width // 4) * features[1], hidden, rngs)
         self.head = layers.head(hidden, num_classes, rngs)
 
-    def __call__(self, x):
-        x = layers.max_pool(jax.nn.relu(self.conv1(x)))
-        x = layers.max_pool(jax.nn.relu(self.conv2(x)))
-        return self.head(jax.nn.relu(self.dense(layers.flatten(x))))
+    def chain(self):
+        return {
+            "conv1": lambda x: layers.max_pool(jax.nn.relu(self.conv1(x))),
+            "conv2": lambda x: layers.max_pool(jax.nn.relu(self.conv2(x))),
+            "dense": lambda x: jax.nn.relu(self.dense(layers.flatten(x))),
+            "head": self.head,
+        }
 
 
 def cnn(

@@ -9,7 +9,7 @@ from jaxdist.models import checks, layers
 from jaxdist.models.functional import Model, functional
 
 
-class MLP(nnx.Module):
+class MLP(layers.Chain):
     """Dense layers with ReLU and dropout between them, on flattened inputs."""
 
     def __init__(self, features, num_classes, widths, dropout, rngs):
@@ -20,11 +20,12 @@ class MLP(nnx.Module):
         self.dropout = layers.dropout(dropout, rngs)
         self.head = layers.head(sizes[-1], num_classes, rngs)
 
-    def __call__(self, x):
-        x = layers.flatten(x)
-        for layer in self.hidden:
-            x = self.dropout(jax.nn.relu(layer(x)))
-        return self.head(x)
+    def chain(self):
+        def of(layer):
+            return lambda x: self.dropout(jax.nn.relu(layer(layers.flatten(x))))
+
+        hidden = {f"hidden_{i}": of(layer) for i, layer in enumerate(self.hidden)}
+        return hidden | {"head": lambda x: self.head(layers.flatten(x))}
 
 
 def mlp(

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxdist.models import checks, layers
 from jaxdist.models.functional import Model, functional
+from jaxdist.models.isqrt_cov import check_pooling, pooling
 
 Shortcut = Literal["A", "B"]
 Stem = Literal["cifar", "imagenet"]
@@ -72,11 +73,21 @@ class Residual(nnx.Module):
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
 
-class ResNet(nnx.Module):
-    """A stem, stages that halve the image and double the channels, global mean, a dense head."""
+class ResNet(layers.Chain):
+    """A stem, stages that halve the image and double the channels, pooling, a dense head."""
 
     def __init__(
-        self, channels, num_classes, depths, width, rngs, *, stem, shortcut="B", bottleneck=False
+        self,
+        channels,
+        num_classes,
+        depths,
+        width,
+        rngs,
+        *,
+        stem,
+        isqrt_cov,
+        shortcut="B",
+        bottleneck=False,
     ):
         self.imagenet = stem == "imagenet"
         size, stride = (7, 2) if self.imagenet else (3, 1)
@@ -89,15 +100,18 @@ class ResNet(nnx.Module):
                 blocks.append(Residual(features_in, features, stride, bottleneck, shortcut, rngs))
                 features_in = 4 * features if bottleneck else features
         self.blocks = nnx.List(blocks)
-        self.head = layers.head(features_in, num_classes, rngs)
+        self.pool, features = pooling(features_in, isqrt_cov, rngs)
+        self.head = layers.head(features, num_classes, rngs)
 
-    def __call__(self, x):
+    def chain(self):
+        blocks = {f"block_{i}": block for i, block in enumerate(self.blocks)}
+        return {"stem": self.begin} | blocks | {"head": lambda x: self.head(self.pool(x))}
+
+    def begin(self, x):
         x = jax.nn.relu(self.stem(x))
         if self.imagenet:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean((1, 2)))
+        return x
 
 
 def resnet20(
@@ -106,6 +120,7 @@ def resnet20(
     *,
     width: int = 16,
     shortcut: Shortcut = "A",
+    isqrt_cov: int | None = None,
 ) -> Model:
     """ResNet-20 for small images: 3 stages of 3 basic blocks, 269,722 parameters on CIFAR-10.
 
@@ -116,12 +131,13 @@ def resnet20(
         num_classes: number of classes, at least 2.
         width: channels of the first stage; the next ones have twice and four times as many.
         shortcut: between stages, A pads new channels with zeros (the paper's choice), B projects.
+        isqrt_cov: pools by iSQRT-COV (see `ISqrtCov`) of so many channels; None: by the mean.
 
     Returns:
         The `Model`: x [B, H, W, C] to logits [B, num_classes].
 
     Raises:
-        ValueError: for a bad shape, fewer than 2 classes, a width below 1 or an unknown shortcut.
+        ValueError: for a bad shape, fewer than 2 classes, a size below 1 or an unknown shortcut.
 
     Example:
         >>> import jax
@@ -133,11 +149,17 @@ def resnet20(
     RECONSTRUCTED.
     """
     checks.choice("shortcut", shortcut, ("A", "B"))
-    return _resnet(input_shape, num_classes, (3, 3, 3), width, stem="cifar", shortcut=shortcut)
+    options = {"stem": "cifar", "shortcut": shortcut, "isqrt_cov": isqrt_cov}
+    return _resnet(input_shape, num_classes, (3, 3, 3), width, **options)
 
 
 def resnet18(
-    input_shape: tuple[int, ...], num_classes: int, *, stem: Stem = "cifar", width: int = 64
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    stem: Stem = "cifar",
+    width: int = 64,
+    isqrt_cov: int | None = None,
 ) -> Model:
     """ResNet-18: 4 stages of 2 basic blocks; 11,173,962 parameters on CIFAR-10.
 
@@ -148,12 +170,13 @@ def resnet18(
         num_classes: number of classes, at least 2.
         stem: cifar is a 3x3 convolution; imagenet is 7x7 of stride 2, then max-pooling of stride 2.
         width: channels of the first stage; each next stage has twice as many.
+        isqrt_cov: pools by iSQRT-COV (see `ISqrtCov`) of so many channels; None: by the mean.
 
     Returns:
         The `Model`: x [B, H, W, C] to logits [B, num_classes].
 
     Raises:
-        ValueError: for a bad shape, fewer than 2 classes, a width below 1 or an unknown stem.
+        ValueError: for a bad shape, fewer than 2 classes, a size below 1 or an unknown stem.
 
     Example:
         >>> import jax
@@ -164,11 +187,16 @@ def resnet18(
     Reference: He, Zhang, Ren, Sun, Deep residual learning for image recognition, 2016, table 1.
     RECONSTRUCTED; the small stem is the field's, not the paper's.
     """
-    return _resnet(input_shape, num_classes, (2, 2, 2, 2), width, stem=stem)
+    return _resnet(input_shape, num_classes, (2, 2, 2, 2), width, stem=stem, isqrt_cov=isqrt_cov)
 
 
 def resnet50(
-    input_shape: tuple[int, ...], num_classes: int, *, stem: Stem = "imagenet", width: int = 64
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    stem: Stem = "imagenet",
+    width: int = 64,
+    isqrt_cov: int | None = None,
 ) -> Model:
     """ResNet-50: stages of 3, 4, 6 and 3 bottleneck blocks; 25,557,032 parameters on ImageNet.
 
@@ -179,12 +207,14 @@ def resnet50(
         num_classes: number of classes, at least 2.
         stem: imagenet is 7x7 of stride 2, then max-pooling of stride 2; cifar is a 3x3 convolution.
         width: channels inside the first stage's blocks; each next stage has twice as many.
+        isqrt_cov: pools by iSQRT-COV (see `ISqrtCov`) of so many channels, 256 in the paper; None:
+            by the mean.
 
     Returns:
         The `Model`: x [B, H, W, C] to logits [B, num_classes].
 
     Raises:
-        ValueError: for a bad shape, fewer than 2 classes, a width below 1 or an unknown stem.
+        ValueError: for a bad shape, fewer than 2 classes, a size below 1 or an unknown stem.
 
     Example:
         >>> import jax
@@ -195,7 +225,8 @@ def resnet50(
     Reference: He, Zhang, Ren, Sun, Deep residual learning for image recognition, 2016, table 1.
     RECONSTRUCTED.
     """
-    return _resnet(input_shape, num_classes, (3, 4, 6, 3), width, stem=stem, bottleneck=True)
+    options = {"stem": stem, "bottleneck": True, "isqrt_cov": isqrt_cov}
+    return _resnet(input_shape, num_classes, (3, 4, 6, 3), width, **options)
 
 
 def _resnet(input_shape, num_classes, depths, width, **options):
@@ -203,6 +234,7 @@ def _resnet(input_shape, num_classes, depths, width, **options):
     checks.integer("num_classes", num_classes, 2)
     checks.integer("width", width)
     checks.choice("stem", options["stem"], ("cifar", "imagenet"))
+    check_pooling(options["isqrt_cov"])
     return functional(
         lambda rngs: ResNet(input_shape[2], num_classes, depths, width, rngs, **options)
     )

@@ -60,7 +60,7 @@ class Block(nnx.Module):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(batch, length, -1)
 
 
-class Transformer(nnx.Module):
+class Transformer(layers.Chain):
     """Embedding, pre-norm blocks, LayerNorm, and a head that may be the embedding's transpose."""
 
     def __init__(
@@ -84,7 +84,11 @@ class Transformer(nnx.Module):
             None if tied else layers.dense(width, vocabulary, rngs, deviation=DEVIATION, bias=False)
         )
 
-    def __call__(self, tokens):
+    def chain(self):
+        blocks = {f"block_{i}": block for i, block in enumerate(self.blocks)}
+        return {"embed": self.embedded} | blocks | {"head": self.logits}
+
+    def embedded(self, tokens):
         x = self.embed(tokens)
         if self.positions is not None:
             length, longest = tokens.shape[1], self.positions.num_embeddings
@@ -95,9 +99,9 @@ class Transformer(nnx.Module):
                     f"(B, T) with T at most {longest}, the number of learned positions",
                 )
             x = x + self.positions(jnp.arange(length))[None]
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x)
+        return self.dropout(x)
+
+    def logits(self, x):
         x = self.norm(x)
         return self.embed.attend(x) if self.head is None else self.head(x)
 

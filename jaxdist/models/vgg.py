@@ -9,7 +9,7 @@ from jaxdist.models.functional import Model, functional
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (channels in widths, convolutions) per stage
 
 
-class VGG16(nnx.Module):
+class VGG16(layers.Chain):
     """13 convolutions of 3 x 3 with BatchNorm in 5 stages, each pooled; then dense layers."""
 
     def __init__(self, input_shape, num_classes, width, hidden, dropout, rngs):
@@ -30,15 +30,20 @@ class VGG16(nnx.Module):
         self.dropout = layers.dropout(dropout, rngs)
         self.head = layers.head(sizes[-1], num_classes, rngs)
 
-    def __call__(self, x):
-        for stage in self.stages:
-            for conv, norm in zip(stage[::2], stage[1::2], strict=True):
-                x = jax.nn.relu(norm(conv(x)))
-            x = layers.max_pool(x)
-        x = self.dropout(layers.flatten(x))
-        for layer in self.hidden:
-            x = self.dropout(jax.nn.relu(layer(x)))
-        return self.head(x)
+    def chain(self):
+        def of_stage(stage):
+            def convolve(x):
+                for conv, norm in zip(stage[::2], stage[1::2], strict=True):
+                    x = jax.nn.relu(norm(conv(x)))
+                return layers.max_pool(x)
+
+            return convolve
+
+        of_hidden = lambda layer: lambda x: self.dropout(jax.nn.relu(layer(x)))
+        found = {f"stage_{i}": of_stage(stage) for i, stage in enumerate(self.stages)}
+        found["flatten"] = lambda x: self.dropout(layers.flatten(x))
+        found |= {f"hidden_{i}": of_hidden(layer) for i, layer in enumerate(self.hidden)}
+        return found | {"head": self.head}
 
 
 def vgg16(

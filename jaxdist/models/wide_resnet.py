@@ -5,6 +5,7 @@ from flax import nnx
 
 from jaxdist.models import checks, layers
 from jaxdist.models.functional import Model, functional
+from jaxdist.models.isqrt_cov import check_pooling, pooling
 
 
 class WideBlock(nnx.Module):
@@ -29,10 +30,10 @@ class WideBlock(nnx.Module):
         return y + (x if self.projection is None else self.projection(activated))
 
 
-class WideResNet(nnx.Module):
-    """A convolution, 3 stages of pre-activated blocks, BatchNorm, ReLU, global mean, dense head."""
+class WideResNet(layers.Chain):
+    """A convolution, 3 stages of pre-activated blocks, BatchNorm, ReLU, pooling, dense head."""
 
-    def __init__(self, channels, num_classes, depth, width, dropout, rngs):
+    def __init__(self, channels, num_classes, depth, width, dropout, isqrt_cov, rngs):
         self.stem = layers.conv(channels, 16, 3, rngs)
         blocks, features_in = [], 16
         for stage in range(3):
@@ -43,13 +44,13 @@ class WideResNet(nnx.Module):
                 features_in = features
         self.blocks = nnx.List(blocks)
         self.norm = layers.batch_norm(features_in, rngs)
-        self.head = layers.head(features_in, num_classes, rngs)
+        self.pool, features = pooling(features_in, isqrt_cov, rngs)
+        self.head = layers.head(features, num_classes, rngs)
 
-    def __call__(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(jax.nn.relu(self.norm(x)).mean((1, 2)))
+    def chain(self):
+        blocks = {f"block_{i}": block for i, block in enumerate(self.blocks)}
+        end = lambda x: self.head(self.pool(jax.nn.relu(self.norm(x))))
+        return {"stem": self.stem} | blocks | {"head": end}
 
 
 def wide_resnet(
@@ -59,6 +60,7 @@ def wide_resnet(
     depth: int = 28,
     width: int = 10,
     dropout: float = 0.0,
+    isqrt_cov: int | None = None,
 ) -> Model:
     """WRN-depth-width for small images, He normal; WRN-28-10 has 36,479,194 parameters on CIFAR-10.
 
@@ -68,12 +70,13 @@ def wide_resnet(
         depth: number of convolutions on the longest path, of the form 6 n + 4: 10, 16, 22, 28, 40.
         width: the stages have 16, 32 and 64 times as many channels.
         dropout: probability of dropping a value between a block's convolutions, in [0, 1).
+        isqrt_cov: pools by iSQRT-COV (see `ISqrtCov`) of so many channels; None: by the mean.
 
     Returns:
         The `Model`: x [B, H, W, C] to logits [B, num_classes].
 
     Raises:
-        ValueError: for a bad shape, fewer than 2 classes, a depth not of the form 6 n + 4, a width
+        ValueError: for a bad shape, fewer than 2 classes, a depth not of the form 6 n + 4, a size
             below 1, or a rate outside [0, 1).
 
     Example:
@@ -92,6 +95,7 @@ def wide_resnet(
         checks.reject("depth", depth, "of the form 6 n + 4: 10, 16, 22, 28, 40, ...")
     checks.integer("width", width)
     checks.rate("dropout", dropout)
+    check_pooling(isqrt_cov)
     return functional(
-        lambda rngs: WideResNet(input_shape[2], num_classes, depth, width, dropout, rngs)
+        lambda rngs: WideResNet(input_shape[2], num_classes, depth, width, dropout, isqrt_cov, rngs)
     )

@@ -27,7 +27,7 @@ KEPT = 2
 
 MAY_CHANGE = (
     *("steps", "epochs", "eval_every", "log_every", "checkpoint_every", "tensorboard"),
-    *("wandb", "local", "mesh.fsdp"),
+    *("wandb", "local", "mesh.fsdp", "until"),
 )
 """Keys that may change when a run goes on: its length, what it writes, how it is laid out; and
 where the files of the user's own parts are, the keys that end in `.import`."""

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxdist.training import multihost, plots, record
+from jaxdist.training import multihost, plots, record, targets
 from jaxdist.training.advance import make_advance
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.due import passed, traffic_of
-from jaxdist.training.evaluate import make_evaluate
+from jaxdist.training.evaluate import evaluated, make_evaluate
 from jaxdist.training.faults import Interrupt, PreemptedError, StopSignal, naming_the_lost
 from jaxdist.training.feed import Advance
 from jaxdist.training.log import RunLog
@@ -38,8 +38,8 @@ def train(
 
     Returns:
         The summary: "rule", "workers", "steps", what `make_evaluate` gives at the end (as
-        "test_accuracy" and "consensus_distance"), "bytes_sent_per_worker", "seconds" and, on a
-        virtual clock, "virtual_seconds".
+        "test_accuracy" and "consensus_distance"), "bytes_sent_per_worker", "seconds", on a virtual
+        clock "virtual_seconds" and, if `run.until` is reached, that as "until".
 
     Raises:
         ValueError: if the workdir cannot be written, is in use by another run, holds what a run of
@@ -62,6 +62,8 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(folder, run, clean=True))
         traffic = traffic_of(run)  # refuses what does not fit, before a file is written
         advance = make_advance(run, traffic)  # and this too
+        if run.until is not None:
+            targets.check(run.until, evaluated(run), argument="until")
         interrupt.look()
         start, state, note = _begin(run, checkpoints)
         interrupt.look()
@@ -90,16 +92,18 @@ def train(
                 lock.check()
 
         with naming_the_lost():
-            state, result = _steps(run, advance, state, start, log, checkpoints, stop, check)
+            done, result = _steps(run, advance, state, start, log, checkpoints, stop, check)
         summary = {
             "rule": run.rule,
             "workers": run.workers.num,
-            "steps": run.steps,
+            "steps": done,
             **result,
-            "bytes_sent_per_worker": log.bytes_sent(run.steps),
+            "bytes_sent_per_worker": log.bytes_sent(done),
             "seconds": round(log.seconds, 3),
-            **log.virtual(run.steps),
+            **log.virtual(done),
         }
+        if run.until is not None and run.until.reached(result):
+            summary["until"] = str(run.until)
     if main:
         plots.draw(workdir / record.METRICS, workdir / record.PLOTS, run.task.headline)
         write_json(workdir / record.SUMMARY, summary)
@@ -130,11 +134,18 @@ def _steps(
     checkpoints: Checkpoints,
     stop: StopSignal,
     check: Callable[[], None],
-) -> tuple[TrainState, dict[str, Any]]:
-    """Trains from step `start` to the end, and evaluates there; `check` may end it in between."""
+) -> tuple[int, dict[str, Any]]:
+    """Trains from step `start` to the end, and evaluates there; `check` may end it in between.
+
+    Returns:
+        The steps that are done, and what the last evaluation measured.
+    """
     evaluate, revive = make_evaluate(run), make_revive(run)
-    done, result = start, None
-    while done < run.steps:
+    done, result, ends = start, None, start == run.steps
+    if run.until is not None and start and start % run.eval_every == 0:  # it may have ended here
+        result = evaluate(state)
+        ends = ends or run.until.reached(result)
+    while not ends:
         before = done
         done, state, *_ = progress = advance(state, done)
         check()
@@ -145,9 +156,10 @@ def _steps(
             with log.pause():
                 result = evaluate(state)
                 log.evaluation(done, result)
+            ends = done == run.steps or (run.until is not None and run.until.reached(result))
             check()
-        stopping = stop.requested() and done < run.steps
-        if stopping or passed(before, done, run.checkpoint_every, run.steps):
+        stopping = stop.requested() and not ends
+        if stopping or ends or passed(before, done, run.checkpoint_every, run.steps):
             with log.pause():
                 checkpoints.save(state, done, log.note(done))
         if stopping:
@@ -155,4 +167,4 @@ def _steps(
             raise PreemptedError(done)
     result = result or evaluate(state)
     checkpoints.wait()
-    return state, result
+    return done, result

@@ -104,8 +104,10 @@ def begin(workdir: Path, run: Run, start: int) -> None:
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
     """The summary of this very run if it is in the workdir already, else None."""
     summary = read_json(workdir / SUMMARY)
-    there = isinstance(summary, dict) and summary.get("steps") == run.steps
-    return summary if there else None
+    if not isinstance(summary, dict):
+        return None
+    reached = run.until is not None and summary.get("until") == str(run.until)
+    return summary if reached or summary.get("steps") == run.steps else None
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxdist.flatness import Oracle
 from jaxdist.names import lookup
 from jaxdist.tasks import Task
 from jaxdist.training.start import Start
+from jaxdist.training.targets import Target
 from jaxdist.training.way import Way
 from jaxdist.workers import Workers
 
@@ -59,6 +60,7 @@ class Run:
             from the others; 0 for never.
         virtual_seconds: when each unit of the way (a step, or a round of unequal steps) is done on
             a virtual clock, in seconds from the start; None without one.
+        until: ends the run at the first evaluation that reaches it; None for all its steps.
         start: given parameters to begin from; None for the initialiser's.
         tensorboard: writes TensorBoard events besides the JSON lines.
         wandb: the project of Weights & Biases that gets the lines as well; None for none.
@@ -91,6 +93,7 @@ class Run:
     checkpoint_every: int = 500
     revive_every: int = 0
     virtual_seconds: np.ndarray | None = None
+    until: Target | None = None
     start: Start | None = None
     tensorboard: bool = False
     wandb: str | None = None
@@ -108,6 +111,8 @@ class Run:
             raise ValueError(f"probe_period={self.probe_period}: allowed are integers from 1, None")
         for name, allowed in {"local": LOCAL, "batch_norm": BATCH_NORM}.items():
             lookup(dict.fromkeys(allowed), getattr(self, name), name)
+        if self.until is not None and not self.eval_every:
+            raise ValueError("eval_every=0 with until: allowed are integers from 1")
         if len(self.shards) != self.workers.num:
             raise ValueError(
                 f"len(shards)={len(self.shards)}: allowed is {self.workers.num}, one a worker"

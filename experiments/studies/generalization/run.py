@@ -8,8 +8,8 @@ accuracy - test accuracy in percentage points, by Kendall's tau.
 The protocol is that of Bisla, Wang, Choromanska, Low-pass filtering SGD, AISTATS 2022 (supplement
 and released code, READ). Theirs, and kept here: plain SGD with momentum and L2 weight decay, no
 augmentation; a model is done once the cross-entropy of all its training examples, in evaluation
-mode, is at most 0.01, and those that do not get there are discarded; measures on all training
-examples in balanced coordinates; tau-b of means over seeds; psi and Psi, tau granulated by
+mode, is at most 0.01 after an epoch, and those that do not get there are discarded; measures on all
+training examples in balanced coordinates; tau-b of means over seeds; psi and Psi, tau granulated by
 hyper-parameter (Jiang et al., 2020), here of means over seeds too.
 
 What differs: two-convolution CNNs without normalisation in place of narrow ResNet-18s, so that skip
@@ -21,13 +21,16 @@ unbiased where the released ones are not; fewer noise samples and probes (`MEASU
 one key for all models, with standard errors; the gradient of local entropy has its factor gamma,
 and one chain on all examples.
 
-DIR gets `models.jsonl`, a line a model, from which a run that was cut off goes on, and
-`generalization.json`, `.md` and `.png`.
+Each model is a run of `jaxdist.training`, of one worker, whose evaluations are on its training
+examples and end it. Each is compiled anew, which takes some seconds. DIR gets `models.jsonl`, a
+line a model, from which a study that was cut off goes on, and `generalization.json`, `.md` and
+`.png`.
 """
 
 import functools
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +42,14 @@ import numpy as np
 import optax
 
 from experiments import cli
-from jaxdist import files, sharpness
-from jaxdist.data import Source, normalize
+from jaxdist import Workers, files, rules, sharpness, training
+from jaxdist.data import Dataset, Source, TreeSource, normalize
 from jaxdist.losses import cross_entropy
 from jaxdist.models import Model, cnn
-from jaxdist.training import metrics
+from jaxdist.tasks import classification
+from jaxdist.training import Run, metrics
+from jaxdist.training.targets import Target
+from jaxdist.training.ways import EveryStep
 
 GRID: dict[str, tuple] = {
     "width": (6, 12),  # channels of the first convolution; the second has twice as many
@@ -78,11 +84,17 @@ Line = dict[str, Any]
 class Data(NamedTuple):
     """Normalised images `[n, H, W, C]` and classes `[n]` for training and testing, and K."""
 
-    x: jax.Array
-    y: jax.Array
-    test_x: jax.Array
-    test_y: jax.Array
+    x: np.ndarray
+    y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
     num_classes: int
+
+    @property
+    def fitting(self) -> Dataset:
+        """The training examples, which evaluations are on as well."""
+        train = TreeSource((self.x, self.y))
+        return Dataset(train, train, self.x.shape[1:], self.num_classes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,14 +137,14 @@ def load(text: str, examples: int) -> Data:
             "largest batch to all"
         )
 
-    def prepare(source: Source, rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    def prepare(source: Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x, y = source[rows]
         x = normalize(jnp.asarray(x), dataset.mean, dataset.std)
         if min(x.shape[1:3]) > 16:
             height, width = x.shape[1] // 2, x.shape[2] // 2
             x = x[:, : 2 * height, : 2 * width]
             x = x.reshape(len(x), height, 2, width, 2, -1).mean((2, 4))
-        return x, jnp.asarray(y)
+        return np.asarray(x), y
 
     rows = np.random.default_rng(0).choice(len(dataset.train), examples, replace=False)
     train, test = prepare(dataset.train, rows), prepare(dataset.test, np.arange(len(dataset.test)))
@@ -183,15 +195,18 @@ def examine(setting: Line, data: Data) -> Line:
     """Trains a model and, if it gets to the target, measures it."""
     began = time.perf_counter()
     model = network(setting["width"], data.x.shape[1:], data.num_classes)
-    params, epochs = train(model, setting, data)
-    loss, accuracy = map(float, evaluate(model, params, data.x, data.y))
+    run = run_of(model, setting, data)
+    with tempfile.TemporaryDirectory() as folder:
+        summary = training.train(run, folder, progress=False)
+        params = training.load(folder, run).mean.params
+    accuracy = summary["test_accuracy"]  # of the run's own evaluations, on the training examples
     test_loss, test_accuracy = map(float, evaluate(model, params, data.test_x, data.test_y))
     trained = time.perf_counter()
-    reached = loss <= TARGET
+    reached = "until" in summary
     return {
-        "epochs": epochs,
+        "epochs": summary["steps"] // run.sampler.steps_per_epoch,
         "reached": reached,
-        "train_loss": loss,
+        "train_loss": summary["test_loss"],
         "train_accuracy": accuracy,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
@@ -204,35 +219,33 @@ def examine(setting: Line, data: Data) -> Line:
 
 @functools.cache
 def network(width: int, input_shape: tuple[int, ...], num_classes: int) -> Model:
-    """One model for each shape, so that each is compiled once."""
+    """One model for each shape, so that what measures it is compiled once."""
     return cnn(input_shape, num_classes, features=(width, 2 * width), hidden=HIDDEN)
 
 
-def train(model: Model, setting: Line, data: Data) -> tuple[optax.Params, int]:
-    """Parameters that reach the target, or those after the last epoch; and the epochs."""
-    rng = np.random.default_rng(setting["seed"])
-    params, _ = model.init(jax.random.key(setting["seed"]))
-    velocity = jax.tree.map(jnp.zeros_like, params)
-    rates = {key: setting[key] for key in ("learning_rate", "momentum", "weight_decay")}
-    size = setting["batch_size"]
-    epochs, loss = 0, np.inf
-    while loss > TARGET and epochs < EPOCHS:  # NaN too ends it
-        order = rng.permutation(len(data.x))
-        for start in range(0, len(order) - size + 1, size):  # in a loop of XLA's it would be slow
-            rows = order[start : start + size]
-            params, velocity = sgd(model, params, velocity, data.x, data.y, rows, rates)
-        loss = evaluate(model, params, data.x, data.y)[0]
-        epochs += 1
-    return params, epochs
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def sgd(model, params, velocity, x, y, rows, rates):
-    """A step of SGD on the examples `rows`; the rates are arguments, so that it compiles once."""
-    of = lambda params: cross_entropy(model.apply(params, {}, x[rows], True)[0], y[rows])
-    decayed = lambda v, g, p: rates["momentum"] * v + g + rates["weight_decay"] * p
-    velocity = jax.tree.map(decayed, velocity, jax.grad(of)(params), params)
-    return jax.tree.map(lambda p, v: p - rates["learning_rate"] * v, params, velocity), velocity
+def run_of(model: Model, setting: Line, data: Data) -> Run:
+    """The run of a model of the grid: until it is at the target, or the last epoch."""
+    dataset, batch = data.fitting, setting["batch_size"]
+    workers = Workers.create(1, devices=jax.devices()[:1])
+    decay = optax.add_decayed_weights(setting["weight_decay"])
+    sgd = optax.sgd(setting["learning_rate"], momentum=setting["momentum"])
+    per_epoch = len(data.x) // batch
+    return Run(
+        workers=workers,
+        task=classification(model, dataset),
+        dataset=dataset,
+        tx=rules.compose(optax.chain(decay, sgd), "average_gradients", workers.axis),
+        rule="average_gradients",
+        way=EveryStep(),
+        shards=[np.arange(len(data.x))],
+        batch_size=batch,
+        steps=EPOCHS * per_epoch,
+        seed=setting["seed"],
+        eval_every=per_epoch,
+        log_every=per_epoch,
+        checkpoint_every=0,
+        until=Target("test_loss", TARGET, rising=False),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -14,6 +14,11 @@ The gap is the loss less the least one, which scipy finds in float64. A pass is 
 there are examples, L-BFGS's line search included; the curvature of SPFB is not in the passes, but
 it is in the seconds, which leave out compilation and evaluation. DIR gets `logistic.json`, `.md`
 and `.png`.
+
+These are no runs of `jaxdist.training`, whose step is one gradient of one batch. L-BFGS takes as
+many evaluations of the loss as its line search asks for, and counts them; SPFB's update asks for
+the features of the batch, of which a trainer tells an optimizer nothing; and the seconds are those
+of nothing but the passes, in one loop for all methods, with the rates as arguments of one program.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Targets of a sweep: a number of the evaluations, and the value at which it is reached."""
+"""Targets: a number of the evaluations, and the value at which it is reached."""
 
 import math
 import re
@@ -39,10 +39,15 @@ class Target(NamedTuple):
         return f"{self.name} {'>=' if self.rising else '<='} {self.value:g}"
 
 
-def read(text: str, headline: Headline) -> Target:
+def read(text: str, headline: Headline, *, argument: str = "target") -> Target:
     """Reads "0.9" (of the headline), "NAME=0.9", "NAME>=0.9" or "NAME<=0.9".
 
     With "=" the headline goes in its own direction, and what ends in "loss" falls.
+
+    Args:
+        text: as above.
+        headline: of the task.
+        argument: where the text is from, for the errors.
 
     Raises:
         ValueError: for another form, a direction that is not known, or a value that cannot be
@@ -54,7 +59,7 @@ def read(text: str, headline: Headline) -> Target:
         test_accuracy >= 0.9, test_loss <= 0.5
     """
     wrong = ValueError(
-        f"target={text!r}: allowed are a number, NAME=NUMBER, NAME>=NUMBER, NAME<=NUMBER"
+        f"{argument}={text!r}: allowed are a number, NAME=NUMBER, NAME>=NUMBER, NAME<=NUMBER"
     )
     if (match := re.fullmatch(r"(?:(\w+)(>=|<=|=))?([^<>=]+)", text)) is None:
         raise wrong
@@ -69,22 +74,24 @@ def read(text: str, headline: Headline) -> Target:
     if name == headline.test:
         if rising not in (None, headline.higher_is_better):
             better = "more" if headline.higher_is_better else "less"
-            raise ValueError(f"target={text!r}: of {name} {better} is better; write {name}={value}")
+            raise ValueError(
+                f"{argument}={text!r}: of {name} {better} is better; write {name}={value}"
+            )
         rising = headline.higher_is_better
         if headline.percent and not 0 < value <= 1:
-            raise ValueError(f"target={text}: allowed is one in (0, 1]")
+            raise ValueError(f"{argument}={text}: allowed is one in (0, 1]")
     elif rising is None and name.endswith("loss"):
         rising = False
     elif rising is None:
         raise ValueError(
-            f"target={text!r}: whether {name} is to rise or to fall is not known; allowed are "
+            f"{argument}={text!r}: whether {name} is to rise or to fall is not known; allowed are "
             f"'{name}>={value:g}' and '{name}<={value:g}'"
         )
     return Target(name, value, rising)
 
 
-def check(target: Target, names: Collection[str]) -> None:
-    """Checks that a run's evaluations have the number.
+def check(target: Target, names: Collection[str], *, argument: str = "target") -> None:
+    """Checks that a run's evaluations have the number; `argument` is for the error.
 
     Raises:
         ValueError: if they do not, with the nearest name and all of them.
@@ -93,6 +100,6 @@ def check(target: Target, names: Collection[str]) -> None:
         near = nearest(target.name, names)
         hint = f"; did you mean {near!r}?" if near else ""
         raise ValueError(
-            f"target={target.name!r} is in no evaluation{hint} "
+            f"{argument}={target.name!r} is in no evaluation{hint} "
             f"(allowed: {', '.join(sorted(names))})"
         )
