@@ -7,7 +7,7 @@ testing, each class in proportion to within one example. The same writers are in
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -133,14 +133,11 @@ def diabetes() -> Dataset:
     return Dataset(train, test, input_shape=(10,), num_classes=1)
 
 
-def _relabelled(table: np.ndarray, **fields) -> Dataset:
+def _relabelled(table: np.ndarray, **fields: Any) -> Dataset:
     """`digits` with a row of the table `[10, K]` for each class, and other fields."""
     whole = digits()
-    parts = {
-        name: TreeSource((part.images, table[part.labels]), part.labels)
-        for name, part in (("train", whole.train), ("test", whole.test))
-    }
-    return dataclasses.replace(whole, **parts, **fields)
+    of = lambda part: TreeSource((part.images, table[part.labels]), part.labels)
+    return dataclasses.replace(whole, train=of(whole.train), test=of(whole.test), **fields)
 
 
 def _load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -63,12 +63,13 @@ def lnsr(
     """
     penalty = losses.lnsr(sigma=sigma, coef=coef, noise=noise)
     plain = classification(model, dataset, loss=loss, augment=augment)
-    if model.chain is None:
+    chain_of = model.chain
+    if chain_of is None:
         raise ValueError(
             "the model has no `chain`: LNSR needs its layers by name; allowed are the models of "
             "jaxdist, and modules with a method `chain` as models.layers.Chain has it"
         )
-    names = list(model.chain({}, {}))
+    names = list(chain_of({}, {}))
     below = {name: i + 1 for i, name in enumerate(names[:-1])}
     first = lookup(below, names[0] if layer is None else layer, "layer with others above it:")
     for name in coef if isinstance(coef, Mapping) else ():
@@ -77,11 +78,11 @@ def lnsr(
     def of_batch(params, state, batch, key):
         value, (new, metrics) = plain.loss(params, state, batch, key)
         of_layers, of_noise = jax.random.split(key)
-        chain = model.chain(params, state, of_layers)
+        chain = chain_of(params, state, of_layers)
         h = normalize(batch[0], dataset.mean, dataset.std)
         for name in names[:first]:
             h = chain[name](h)
-        found = penalty({name: chain[name] for name in names[first:]}, h, of_noise)
-        return value + found, (new, metrics | {"lnsr": found})
+        cost = penalty({name: chain[name] for name in names[first:]}, h, of_noise)
+        return value + cost, (new, metrics | {"lnsr": cost})
 
     return plain._replace(loss=of_batch)

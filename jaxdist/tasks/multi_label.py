@@ -57,30 +57,29 @@ def multi_label(
         return of
 
     def measure(logits, y):
-        told, has = logits > 0, y > 0
+        predicted, has = logits > 0, y > 0
         return {
-            "subset_accuracy": (told == has).all(-1),
-            "hamming_loss": told != has,
-            "hit": told & has,
-            "told": told,
+            "subset_accuracy": (predicted == has).all(-1),
+            "hamming_loss": predicted != has,
+            "hit": predicted & has,
+            "predicted": predicted,
             "has": has,
         }
 
     losses = of_labels(loss), of_labels(cross_entropy)
-    fields = {"augment": augment, "report": report}
-    return supervised(model, dataset, *losses, measure, MICRO_F1, **fields)
+    return supervised(model, dataset, *losses, measure, MICRO_F1, augment=augment, report=report)
 
 
 def report(means: dict[str, np.ndarray], count: int) -> dict[str, float]:
     """The F1s from the counts of each label.
 
     Example:
-        >>> means = {"hit": np.array([0.5, 0]), "told": np.array([0.5, 0.25]), "loss": 0.1}
+        >>> means = {"hit": np.array([0.5, 0]), "predicted": np.array([0.5, 0.25]), "loss": 0.1}
         >>> means |= {"has": np.array([1, 0.25]), "hamming_loss": 0.2, "subset_accuracy": 0.5}
         >>> {name: round(value, 3) for name, value in report(means, 4).items() if "f1" in name}
         {'micro_f1': 0.5, 'macro_f1': 0.333}
     """
-    both = means["told"] + means["has"]
+    both = means["predicted"] + means["has"]
     of_labels = 2 * means["hit"] / np.where(both > 0, both, 1)
     return {
         "micro_f1": float(2 * means["hit"].sum() / (both.sum() or 1)),

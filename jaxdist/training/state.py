@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
 
     def after(self, step: jax.Array, own: tuple[Any, ...], extra: Any = None) -> "TrainState":
         """The state with other steps done and other workers; `extra` stays if it is None."""
-        return TrainState(step, self.key, *own, self.extra if extra is None else extra)
+        return TrainState(*(step, self.key, *own, self.extra if extra is None else extra))
 
 
 def create(run: Run) -> TrainState:
@@ -74,11 +74,11 @@ def abstract(run: Run) -> TrainState:
     """The shapes, types and shardings of the run's state, without computing it."""
     shapes = jax.eval_shape(lambda: _initial(run))
     shared = [run.workers.replicated] * len(shapes.shared)
-    extra = run.way.places(run, shapes.extra)
+    place = (*shared, *run.workers.shardings(shapes.own), run.way.places(run, shapes.extra))
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        TrainState(*shared, *run.workers.shardings(shapes.own), extra),
+        TrainState(*place),
     )
 
 
@@ -88,5 +88,5 @@ def _initial(run: Run, given: Mapping[str, Any] = MappingProxyType({})) -> Train
     params, model_state = stacked.replicate(model, run.workers.num)
     opt_state = jax.vmap(run.tx.init)(params)
     taken = jnp.zeros(run.workers.num, jnp.int32)
-    own = params, model_state, opt_state, taken
-    return TrainState(jnp.int32(0), key, *own, run.way.extra(run, model))
+    extra = run.way.extra(run, model)
+    return TrainState(jnp.int32(0), key, params, model_state, opt_state, taken, extra)
