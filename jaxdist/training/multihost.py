@@ -72,7 +72,7 @@ def initialize() -> None:
     bind = os.environ.get(_BIND) or address
     of_one_machine = {"coordinator_bind_address": bind, "initialization_timeout": JOINING}
     _join(address, int(num), int(index), **of_one_machine)
-    if jax.config.read("jax_cpu_collectives_implementation") == "gloo":
+    if jax.config.values["jax_cpu_collectives_implementation"] == "gloo":
         xla_bridge.register_backend_factory(
             "cpu", functools.partial(_cpu_client, host), fail_quietly=False
         )
