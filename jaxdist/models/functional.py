@@ -102,20 +102,25 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def statistics(params, state, x):
         return run(measuring, params, state, x)[1]
 
+    layers = getattr(module, "chain", None)
+
     def chain(params, state, key=None):
+        names = layers() if layers is not None else ()
+
         def layer(i, name):
             own = None if key is None else jax.random.fold_in(key, i)
 
             def of(h):
                 streams = _streams(stream_keys, own)
                 trees = _with_keys(param_keys, params), streams, _with_keys(state_keys, state)
-                return nnx.merge(training, *trees).chain()[name](h)
+                merged: Any = nnx.merge(training, *trees)
+                return merged.chain()[name](h)
 
             return of
 
-        return {name: layer(i, name) for i, name in enumerate(module.chain())}
+        return {name: layer(i, name) for i, name in enumerate(names)}
 
-    return Model(init, apply, statistics, chain if hasattr(module, "chain") else None)
+    return Model(init, apply, statistics, chain if layers is not None else None)
 
 
 def _draw(params, key):
