@@ -177,7 +177,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
     for seed in seeds:
         check_integer("--seeds", seed, 0)
     if not seeds or len({*seeds}) < len(seeds):
-        raise ValueError(f"--seeds are {list(seeds)}; they must be one or more, each given once")
+        raise ValueError(f"--seeds={list(seeds)}: allowed are one or more, each given once")
 
 
 def start(devices: int) -> None:

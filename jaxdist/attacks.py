@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives
+from jaxdist import checks, collectives
 from jaxdist.checks import check_above, check_integer
 from jaxdist.collectives import Axis
 from jaxdist.rules import base
@@ -141,7 +141,7 @@ ATTACKS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
 
 def _attack(axis, period, workers, craft: Craft) -> optax.GradientTransformationExtraArgs:
     base.check_axis(axis)
-    base.check_period("period", period)
+    checks.check_period("period", period)
     check_integer("workers", workers, 0)
 
     def init(params):

@@ -100,7 +100,7 @@ def make_one(
         return spec
     noun = kind.__name__.lower()
     if not isinstance(spec, str):
-        raise ValueError(f"{argument} is {spec!r}; it must be text, a {kind.__name__} or None")
+        raise ValueError(f"{argument}={spec!r}: allowed is text, a {kind.__name__} or None")
     calls = parse(table, spec, noun)
     if len(calls) != 1:
         raise ValueError(f"{argument} is {spec!r}; it must name one {noun}")

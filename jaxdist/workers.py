@@ -46,7 +46,7 @@ class Workers:
             raise ValueError(f"mesh has axes {self.mesh.axis_names}; one must be named 'worker'")
         if self.num < 1 or self.num % self.mesh.shape["worker"]:
             raise ValueError(
-                f"num is {self.num}; it must be a positive multiple of the "
+                f"num={self.num}: allowed is a positive multiple of the "
                 f"{self.mesh.shape['worker']} devices along the mesh axis 'worker'"
             )
 

@@ -146,7 +146,7 @@ def log_distances(
     unit = nn_distance(dim, kind)
     samples = np.asarray(samples)
     if samples.ndim != 2 or samples.shape[1] != dim or not len(samples):
-        raise ValueError(f"samples are {list(samples.shape)}; they must be [S, dim], dim is {dim}")
+        raise ValueError(f"samples={list(samples.shape)}: allowed is [S, dim], dim is {dim}")
     log_p = np.asarray(log_density(samples), np.float64)
     if log_p.shape != samples.shape[:1]:
         raise ValueError(f"log_density gives {list(log_p.shape)} for {len(samples)} samples")

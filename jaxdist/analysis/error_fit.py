@@ -88,9 +88,7 @@ def gaussian_density(
     test = features if test_features is None else np.asarray(test_features, np.float64)
     for name, array in {"features": features, "test_features": test}.items():
         if array.ndim != 2 or len(array) < 2 or array.shape[1] != features.shape[1]:
-            raise ValueError(
-                f"{name} are {list(array.shape)}; they must be [N, F] with N >= 2 and one F"
-            )
+            raise ValueError(f"{name}={list(array.shape)}: allowed is [N, F] with N >= 2 and one F")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} hold {array[~np.isfinite(array)][0]}; they must be finite")
     check_integer("dim", dim, 1)
@@ -151,7 +149,7 @@ def fit_dim_delta(
             f"n is {list(n.shape)} and errors {list(errors.shape)}; they must be [I], I >= 2"
         )
     if not ((errors > 0) & (errors <= 1)).all():
-        raise ValueError(f"errors are {errors.tolist()}; they must be in (0, 1]")
+        raise ValueError(f"errors={errors.tolist()}: allowed are numbers in (0, 1]")
     if not densities:
         raise ValueError("densities is empty; it must hold one for each dimension to try")
     if deltas is not None:

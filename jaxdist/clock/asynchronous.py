@@ -102,7 +102,9 @@ def delays(
     max_delay = period if max_delay is None else max_delay
     check_integer("max_delay", max_delay, 1)
     if max_delay > period:
-        raise ValueError(f"max_delay is {max_delay}; it must be from 1 to {period}, the period")
+        raise ValueError(
+            f"max_delay={max_delay}: allowed are integers from 1 to {period}, the period"
+        )
     check_integer("steps", steps, period)
     num, each = speeds.num_workers, len(traffic.entries)
     exchanges = [Exchange.of(c, num, link) for _, c in traffic.entries]
@@ -206,7 +208,9 @@ def arrivals(
     check_integer("rounds", rounds, 1)
     check_integer("quorum", quorum, 1)
     if quorum > num:
-        raise ValueError(f"quorum is {quorum}; it must be from 1 to {num}, the workers of speeds")
+        raise ValueError(
+            f"quorum={quorum}: allowed are integers from 1 to {num}, the workers of speeds"
+        )
     check_least("grace", grace)
     result = Arrivals(np.empty((rounds, num), bool), np.empty((rounds, num), int), np.empty(rounds))
     paces = [_Pace(speeds, i) for i in range(num)]

@@ -46,7 +46,7 @@ class Link:
         check_least("latency", self.latency)
         check_above("bandwidth", self.bandwidth)
         if self.kind not in ("ring", "server"):
-            raise ValueError(f"kind is {self.kind!r}; it must be one of 'ring', 'server'")
+            raise ValueError(f"kind={self.kind!r}: allowed are 'ring', 'server'")
 
     def seconds(self, collective: Collective) -> float:
         """How long the collective takes once all that take part are there, in seconds.
@@ -56,7 +56,7 @@ class Link:
         """
         kind, n = collective.kind, collective.members
         if kind not in _RING:
-            raise ValueError(f"the collective's kind is {kind!r}; it must be one of {[*_RING]}")
+            raise ValueError(f"the collective's kind={kind!r}: allowed are {[*_RING]}")
         if kind == "collective-permute" and not collective.messages:
             return 0.0
         if self.kind == "ring":

@@ -126,7 +126,7 @@ def simulate_rounds(granted: ArrayLike, speeds: Speeds, sync_seconds: ArrayLike 
     granted, num = np.asarray(granted), speeds.num_workers
     shape = granted.ndim == 2 and granted.shape[1] == num and len(granted)
     if not shape or granted.dtype.kind not in "iu" or (granted < 0).any():
-        raise ValueError(f"granted is {granted}; it must be [rounds, {num}] counts of at least 0")
+        raise ValueError(f"granted={granted}: allowed is [rounds, {num}] counts of at least 0")
     syncs = np.broadcast_to(sync_seconds, len(granted)).tolist()
     for seconds in syncs:
         check_least("sync_seconds", seconds)

@@ -116,4 +116,4 @@ def part(fraction: float, size: int) -> int:
 def check_fraction(name: str, value: Any) -> None:
     """Raises a ValueError unless `value` is a number in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
-        raise ValueError(f"{name} is {value!r}; it must be a number in (0, 1]")
+        raise ValueError(f"{name}={value!r}: allowed are numbers in (0, 1]")

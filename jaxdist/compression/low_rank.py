@@ -65,7 +65,7 @@ class PowerSGD(Compressor):
         check_integer("rank", self.rank, 1)
         check_integer("seed", self.seed, 0)
         if not isinstance(self.min_rate, numbers.Real) or not self.min_rate >= 1:
-            raise ValueError(f"min_rate is {self.min_rate!r}; it must be a number of at least 1")
+            raise ValueError(f"min_rate={self.min_rate!r}: allowed are numbers from 1")
 
     def init(self, params: Tree) -> Tree:
         key = jax.random.key(self.seed)

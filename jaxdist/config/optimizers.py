@@ -123,7 +123,7 @@ def sgd(
         The optimizer of one worker.
     """
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum}: allowed is [0, 1)")
+        raise ValueError(f"momentum={momentum}: allowed are numbers in [0, 1)")
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov and momentum > 0),
@@ -152,7 +152,7 @@ def adamw(
     """
     for name, value in (("b1", b1), ("b2", b2)):
         if not 0 <= value < 1:
-            raise ValueError(f"{name}={value}: allowed is [0, 1)")
+            raise ValueError(f"{name}={value}: allowed are numbers in [0, 1)")
     optimizer = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
     return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
 

@@ -33,7 +33,7 @@ def flip_labels(labels: np.ndarray, *, rate: float, num_classes: int, seed: int)
         [0, 0, 2, 0, 0, 0, 2, 0]
     """
     if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate <= 1:
-        raise ValueError(f"rate is {rate}; it must be a number in [0, 1]")
+        raise ValueError(f"rate={rate}: allowed are numbers in [0, 1]")
     check_integer("num_classes", num_classes, 2)
     check_integer("seed", seed, 0)
     labels = np.asarray(labels)

@@ -174,7 +174,7 @@ def check_seed(seed: Any) -> None:
     dtype = getattr(seed, "dtype", np.dtype(np.float32))
     kinds = (jnp.integer, jax.dtypes.prng_key)
     if not integer and (np.ndim(seed) or not any(jnp.issubdtype(dtype, k) for k in kinds)):
-        raise ValueError(f"seed is {seed!r}; it must be an integer or a key (jax.random.key)")
+        raise ValueError(f"seed={seed!r}: allowed is an integer or a key (jax.random.key)")
 
 
 def _is_scalar(value: Any) -> bool:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxdist.checks import check_between, check_choice
 from jaxdist.collectives import Axis
 from jaxdist.flatness import base, noise
 from jaxdist.rules import leaves
-from jaxdist.rules.base import PARTS, check_axis, check_between, check_choice, parts
+from jaxdist.rules.base import PARTS, check_axis, parts
 from jaxdist.trees import Count, vary, wide
 
 

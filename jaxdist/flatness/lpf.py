@@ -7,18 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist.checks import check_between, check_choice
 from jaxdist.collectives import Axis
 from jaxdist.flatness import base, noise
 from jaxdist.flatness.base import LOOPS, NOISE, Loop, Loss, Oracle
 from jaxdist.flatness.noise import SCALES, FilterAxis, Scale
-from jaxdist.rules.base import (
-    PARTS,
-    check_axis,
-    check_between,
-    check_choice,
-    may_be_positive,
-    parts,
-)
+from jaxdist.rules.base import PARTS, check_axis, may_be_positive, parts
 from jaxdist.trees import Count
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxdist.checks import check_choice
 from jaxdist.flatness import base
 from jaxdist.flatness.base import Params
-from jaxdist.rules.base import check_choice
 
 Scale = Literal["std", "var", "std_norm", "isotropic", "elementwise"]
 Axes = int | tuple[int, ...]
@@ -192,7 +192,7 @@ def check_filter_axis(filter_axis: Any) -> None:
     """Raises a ValueError unless it is an integer, "flax" or a function."""
     if not (_is_integer(filter_axis) or callable(filter_axis) or filter_axis == "flax"):
         raise ValueError(
-            f"filter_axis is {filter_axis!r}; it must be an integer, 'flax', or a function of a "
+            f"filter_axis={filter_axis!r}: allowed is an integer, 'flax', or a function of a "
             f"leaf's path that gives an integer or a tuple of integers"
         )
 

@@ -181,7 +181,7 @@ def check_labels(logits: jax.Array, labels: jax.Array, classes: int = 2) -> None
             f"[..., K] with K >= {classes} and [...]"
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels are {labels.dtype}; they must be integers")
+        raise ValueError(f"labels={labels.dtype}: allowed are integers")
 
 
 def _check_range(logits, labels) -> None:

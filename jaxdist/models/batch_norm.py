@@ -49,7 +49,7 @@ def reestimate(model: Any, params: Params, state: State, x: Any, count: jax.Arra
     """
     if model.statistics is None:
         raise ValueError(
-            "model.statistics is None; it must be a function, as models of jaxdist.models have"
+            "model.statistics=None: allowed is a function, as models of jaxdist.models have"
         )
     weight = 1.0 / (jnp.asarray(count, jnp.float32) + 1.0)
 

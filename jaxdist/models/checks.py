@@ -6,13 +6,13 @@ from typing import Any, NoReturn
 
 def reject(name: str, value: Any, allowed: str) -> NoReturn:
     """Raises the ValueError for an argument."""
-    raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+    raise ValueError(f"{name}={value!r}: allowed are {allowed}")
 
 
 def integer(name: str, value: Any, minimum: int = 1) -> None:
     """Requires an integer of at least `minimum`."""
     if not isinstance(value, Integral) or int(value) < minimum:
-        reject(name, value, f"an integer of at least {minimum}")
+        reject(name, value, f"integers from {minimum}")
 
 
 def integers(name: str, values: Any) -> None:
@@ -20,13 +20,13 @@ def integers(name: str, values: Any) -> None:
     if not isinstance(values, tuple | list) or not all(
         isinstance(v, Integral) and int(v) >= 1 for v in values
     ):
-        reject(name, values, "a tuple of integers of at least 1")
+        reject(name, values, "tuples of integers from 1")
 
 
 def rate(name: str, value: Any) -> None:
     """Requires a number in [0, 1)."""
     if not isinstance(value, Real) or not 0 <= float(value) < 1:
-        reject(name, value, "a number in [0, 1)")
+        reject(name, value, "numbers in [0, 1)")
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -42,5 +42,5 @@ def image(input_shape: Any, minimum: int = 1) -> None:
         reject(
             "input_shape",
             input_shape,
-            f"(height, width, channels) with height and width of at least {minimum}",
+            f"(height, width, channels) with height and width from {minimum}",
         )

@@ -95,7 +95,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             return run(evaluation, params, state, x)[0], state
         if key is None and stream_keys:
             raise ValueError(
-                "key is None; it must be a PRNG key: this model draws random numbers in training"
+                "key=None: allowed is a PRNG key: this model draws random numbers in training"
             )
         return run(training, params, state, x, key)
 

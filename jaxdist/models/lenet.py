@@ -68,7 +68,7 @@ def lenet5(input_shape: tuple[int, ...], num_classes: int, *, field: int = 32) -
         checks.reject(
             "input_shape",
             input_shape,
-            f"at least 16 x 16 pixels, or centred in a field of at least 16 (field is {field})",
+            f"16 x 16 pixels and more, or centred in a field of 16 and more (field={field})",
         )
     checks.integer("num_classes", num_classes, 2)
     return functional(lambda rngs: LeNet5(input_shape, num_classes, field, rngs))

@@ -160,14 +160,14 @@ def transformer(
     checks.integer("heads", heads)
     checks.integer("mlp_ratio", mlp_ratio)
     if width % heads:
-        checks.reject("heads", heads, f"a divisor of the width ({width})")
+        checks.reject("heads", heads, f"divisors of the width ({width})")
     checks.rate("dropout", dropout)
     checks.choice("positions", positions, ("learned", "rotary"))
     if positions == "rotary" and (width // heads) % 2:
         checks.reject(
             "heads",
             heads,
-            f"such that width / heads is even with rotary positions (width is {width})",
+            f"those whose width / heads is even, with rotary positions (width={width})",
         )
     return functional(
         lambda rngs: Transformer(

@@ -92,7 +92,7 @@ def wide_resnet(
     checks.integer("num_classes", num_classes, 2)
     checks.integer("depth", depth, 10)
     if depth % 6 != 4:
-        checks.reject("depth", depth, "of the form 6 n + 4: 10, 16, 22, 28, 40, ...")
+        checks.reject("depth", depth, "those of the form 6 n + 4: 10, 16, 22, 28, 40, ...")
     checks.integer("width", width)
     checks.rate("dropout", dropout)
     check_pooling(isqrt_cov)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives
+from jaxdist import checks, collectives
 from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
 from jaxdist.rules import base, leaves
@@ -140,16 +140,16 @@ def autodrop(
                 f"{steps_per_epoch} an epoch"
             )
     for name, value in {"rho": rho, "theta": theta, "theta_max": theta_max}.items():
-        base.check_positive(name, value)
-    base.check_between("rho", rho, 0, 1)
-    base.check_between("min_scale", min_scale, 0, 1)
+        checks.check_positive(name, value)
+    checks.check_between("rho", rho, 0, 1)
+    checks.check_between("min_scale", min_scale, 0, 1)
     if not isinstance(theta, jax.core.Tracer):
-        base.check_between("theta_max", theta_max, float(theta), 180)
-    base.check_choice("mean_of", mean_of, ("parameters", "angles"))
+        checks.check_between("theta_max", theta_max, float(theta), 180)
+    checks.check_choice("mean_of", mean_of, ("parameters", "angles"))
     if axis is not None:
         base.check_axis(axis)
     if snapshot_dtype is not None and not _is_float(snapshot_dtype):
-        raise ValueError(f"snapshot_dtype is {snapshot_dtype}; it must be a floating-point type")
+        raise ValueError(f"snapshot_dtype={snapshot_dtype}: allowed is a floating-point type")
 
     def stored(tree):
         return wide(tree) if snapshot_dtype is None else optax.tree.cast(tree, snapshot_dtype)

@@ -91,7 +91,7 @@ def lspfb(
             check_params(params)
         size = sum(x.size for x in jax.tree.leaves(params))
         if rank > size > 0:
-            raise ValueError(f"rank is {rank}; it must be at most the {size} parameters")
+            raise ValueError(f"rank={rank}: allowed are integers to the {size} parameters")
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
         return LspfbState(base.counter(), jnp.zeros((rank, size), dtype), jnp.zeros(size, dtype))
 

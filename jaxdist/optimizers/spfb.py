@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxdist import checks
 from jaxdist.checks import check_integer
 from jaxdist.optimizers.log_linear import LogLinear, check_params, einsum
 from jaxdist.rules import base
@@ -131,10 +132,10 @@ def batch_majorization(
 
 def check_rates(damping: Any, averaging: Any) -> None:
     """Raises a ValueError unless these can be the damping and the averaging of `spfb`."""
-    base.check_positive("damping", damping)
+    checks.check_positive("damping", damping)
     if averaging is not None and not callable(averaging):
-        base.check_positive("averaging", averaging)
-        base.check_between("averaging", averaging, 0, 1)
+        checks.check_positive("averaging", averaging)
+        checks.check_between("averaging", averaging, 0, 1)
 
 
 def share_of_new(

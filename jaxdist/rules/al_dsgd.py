@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import collectives, exchange
+from jaxdist import checks, collectives, exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
@@ -134,9 +134,9 @@ def al_dsgd(
         a degree, as here.
     """
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_period("leader_period", leader_period)
-    base.check_choice("variant", variant, VARIANTS)
+    checks.check_period("period", period)
+    checks.check_period("leader_period", leader_period)
+    checks.check_choice("variant", variant, VARIANTS)
     _check_pair("leader_pull", leader_pull, "degree_pull", degree_pull)
     _check_pair("leader_weight", leader_weight, "degree_weight", degree_weight)
     check_budget(budget)
@@ -256,8 +256,8 @@ def _pulled(x, at, gathered, to_leader, to_hub):
 
 
 def _check_pair(name, value, other, second):
-    base.check_between(name, value, 0, 1)
-    base.check_between(other, second, 0, 1)
+    checks.check_between(name, value, 0, 1)
+    checks.check_between(other, second, 0, 1)
     if not any(isinstance(v, jax.core.Tracer) for v in (value, second)) and value + second > 1:
         raise ValueError(
             f"{name} is {value} and {other} {second}; together they must be at most 1, or the "

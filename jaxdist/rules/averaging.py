@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxdist import collectives, exchange
+from jaxdist import checks, collectives, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.robust import Aggregate
@@ -133,7 +133,7 @@ def local_sgd(
     Reference:
         Read in code: huggingface/accelerate local_sgd.py (parameters only, every K steps).
     """
-    base.check_period("period", period)
+    checks.check_period("period", period)
     return _averaging(axis, exchange.means(axis, compress, aggregate=aggregate), base.every(period))
 
 
@@ -174,9 +174,9 @@ def post_local_sgd(
     Reference:
         Equation of the specification (Post-local SGD), from memory of the paper.
     """
-    base.check_period("period", period)
+    checks.check_period("period", period)
     if after < 0:
-        raise ValueError(f"after is {after}; it must be at least 0 steps")
+        raise ValueError(f"after={after}: allowed are integers from 0")
     due = lambda t: (t < after) | ((t + 1) % period == 0)
     return _averaging(axis, exchange.means(axis, compress, aggregate=aggregate), due)
 
@@ -261,8 +261,8 @@ def _check_levels(levels):
     if not levels:
         raise ValueError("periods is {}; it needs at least one {period: group size}")
     for period, size in levels:
-        base.check_period("periods: period", period)
-        base.check_period("periods: group size", size)
+        checks.check_period("periods: period", period)
+        checks.check_period("periods: group size", size)
     for (period, size), (longer, larger) in itertools.pairwise(levels):
         if longer <= period or larger <= size or larger % size:
             raise ValueError(

@@ -6,17 +6,15 @@ transformation.
 """
 
 import functools
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
-from jaxdist import collectives
+from jaxdist import checks, collectives
 from jaxdist.checks import check_scalar
 from jaxdist.collectives import Axis
 from jaxdist.rules import leaves
@@ -94,7 +92,7 @@ def parts(only: Sequence[str]) -> Parts:
         (Parts(local=True, sync=False, launch=False), True)
     """
     for part in only:
-        check_choice("only", part, PARTS)
+        checks.check_choice("only", part, PARTS)
     return Parts(*(part in only for part in PARTS))
 
 
@@ -259,42 +257,11 @@ def may_be_positive(value: float | jax.Array) -> bool:
     return isinstance(value, jax.Array) or value > 0
 
 
-def check_period(name: str, value: Any) -> None:
-    """Raises a ValueError unless `value` is a Python integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(
-            f"{name} is {value}; it must be an integer of at least 1 (with "
-            f"optax.inject_hyperparams, name it in static_args)"
-        )
-
-
-def check_between(name: str, value: Any, low: float, high: float) -> None:
-    """Raises a ValueError if a concrete `value` is outside [low, high]; traced ones pass."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    if not (np.ndim(value) == 0 and low <= value <= high):
-        raise ValueError(f"{name} is {value}; it must be a number in [{low}, {high}]")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raises a ValueError if a concrete `value` is not above 0 and finite; traced ones pass."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    if not (np.ndim(value) == 0 and 0 < value < np.inf):
-        raise ValueError(f"{name} is {value}; it must be a finite number above 0")
-
-
-def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises a ValueError if `value` is none of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-
-
 def check_axis(axis: Axis) -> None:
     """Raises a ValueError unless `axis` is a name or a pair of names."""
     names = (axis,) if isinstance(axis, str) else axis
     if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names) or len(names) > 2:
-        raise ValueError(f"axis is {axis!r}; it must be a name or a pair (mesh axis, vmap axis)")
+        raise ValueError(f"axis={axis!r}: allowed is a name or a pair (mesh axis, vmap axis)")
 
 
 def _local(u: jax.Array, p: jax.Array, local: bool) -> jax.Array:

@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import optax
 
-from jaxdist import collectives, compression
+from jaxdist import checks, collectives, compression
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
@@ -90,10 +90,10 @@ def choco(
         communicator.py, whose sums do not survive its changing graphs); "neighbour" is ours.
     """
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_choice("copies", copies, COPIES)
-    base.check_positive("consensus_step", consensus_step)
-    base.check_between("consensus_step", consensus_step, 0, 1)
+    checks.check_period("period", period)
+    checks.check_choice("copies", copies, COPIES)
+    checks.check_positive("consensus_step", consensus_step)
+    checks.check_between("consensus_step", consensus_step, 0, 1)
     graphs_of.check_spec(topology)
     compressor = compression.make(compress)
     if compressor is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import collectives
+from jaxdist import checks, collectives
 from jaxdist.checks import check_above
 from jaxdist.collectives import Axis
 from jaxdist.rules import base, tables
@@ -94,10 +94,10 @@ def decoupled(
         who is in A.
     """
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_period("quorum", quorum)
-    base.check_positive("outer_lr", outer_lr)
-    base.check_between("momentum", momentum, 0, 1)
+    checks.check_period("period", period)
+    checks.check_period("quorum", quorum)
+    checks.check_positive("outer_lr", outer_lr)
+    checks.check_between("momentum", momentum, 0, 1)
     if outer is None:
         outer = optax.sgd(outer_lr, momentum=momentum, nesterov=True)
     if arrived is not None:
@@ -161,7 +161,7 @@ def _who(arrived):
 def _worth(tokens: Any) -> np.ndarray:
     """The weight of each worker's local step, at most 1."""
     if np.ndim(tokens) != 1 or not np.size(tokens):
-        raise ValueError(f"tokens is {tokens}; it must be a number for each worker, or None")
+        raise ValueError(f"tokens={tokens}: allowed is a number for each worker, or None")
     for worker, number in enumerate(tokens):
         check_above(f"tokens[{worker}]", number)
     return np.square(np.asarray(tokens, float) / max(tokens)).astype(np.float32)
@@ -169,4 +169,4 @@ def _worth(tokens: Any) -> np.ndarray:
 
 def _check_quorum(quorum, num):
     if quorum > num:
-        raise ValueError(f"quorum is {quorum}; it must be at most the number of workers, {num}")
+        raise ValueError(f"quorum={quorum}: allowed are integers to the number of workers, {num}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.rules import base, tables
@@ -96,7 +96,7 @@ def lasgd(
         Avidor et al., arXiv 2203.13085, of which only the abstract was available. The delta rule
         was read in hivemind state_averager.py, which uses it for the same purpose.
     """
-    base.check_choice("apply", apply, ("delta", "mix"))
+    checks.check_choice("apply", apply, ("delta", "mix"))
     return _delayed(axis, period, delay, max_delay, None if apply == "delta" else mix, compress)
 
 
@@ -175,11 +175,11 @@ def dasgd(
 def _delayed(axis, period, delay, max_delay, mix, compress):
     """`mix` is None for the delta rule."""
     base.check_axis(axis)
-    base.check_period("period", period)
+    checks.check_period("period", period)
     delay = _checked(delay, max_delay, period)
     of_each = isinstance(delay, np.ndarray)
     if mix is not None:
-        base.check_between("mix", mix, 0, 1)
+        checks.check_between("mix", mix, 0, 1)
     means = exchange.means(axis, compress, "increments" if mix is None else "levels")
 
     def init(params):
@@ -223,10 +223,10 @@ def _checked(delay, max_delay, period):
     least, most = int(of_each), period if max_delay is None else max_delay
     steps = lambda most: f"a number of steps from {least} to {most}"
     if not _within(most, least, period):
-        raise ValueError(f"max_delay is {max_delay}; it must be {steps(period)}, or None")
+        raise ValueError(f"max_delay={max_delay}: allowed is {steps(period)}, or None")
     if not of_each:
         if not _within(delay, least, most):
-            raise ValueError(f"delay is {delay}; it must be {steps(most)}")
+            raise ValueError(f"delay={delay}: allowed is {steps(most)}")
         return delay
     table = tables.read("delay", delay, np.integer, "numbers of steps")
     if (wrong := table[(table < least) | (table > most)]).size:

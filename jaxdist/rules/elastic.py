@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives, exchange
+from jaxdist import checks, collectives, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.robust import Aggregate
@@ -144,7 +144,7 @@ def eamsgd(
         Zhang, Choromanska, LeCun 2015, reconstructed.
     """
     _check(axis, period, alpha)
-    base.check_between("momentum", momentum, 0, 1)
+    checks.check_between("momentum", momentum, 0, 1)
     means = exchange.means(axis, compress, "changes", aggregate=aggregate)
 
     def init(params):
@@ -193,9 +193,9 @@ def _strength(axis, alpha):
 
 def _check(axis, period, alpha):
     base.check_axis(axis)
-    base.check_period("period", period)
+    checks.check_period("period", period)
     if alpha is not None:
-        base.check_between("alpha", alpha, 0, 1)
+        checks.check_between("alpha", alpha, 0, 1)
 
 
 def _no_metrics():

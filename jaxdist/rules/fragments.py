@@ -138,8 +138,8 @@ def _balanced(sizes: list[int], number: int) -> list[int]:
     """The part of each of some sizes in a row, such that the largest part is as small as can be."""
     if len(sizes) < number:
         raise ValueError(
-            f"fragments is {number}; it must be at most the {len(sizes)} leaves, or layers of them "
-            f"along layer_axis, that there are"
+            f"fragments={number}: allowed are integers to the {len(sizes)} leaves, or layers of "
+            f"them along layer_axis, that there are"
         )
     low, high = max(sizes), sum(sizes)
     while low < high:  # the least size of which so many parts hold everything

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
@@ -206,7 +206,7 @@ def gossip_pga(
         Chen et al. 2021; the method read in the abstract, details from memory.
     """
     _check(axis, order, 1)
-    base.check_period("global_period", global_period)
+    checks.check_period("global_period", global_period)
     graphs_of.check_spec(topology)
     wire, means = exchange.wire(compress, "gossip_pga"), exchange.means(axis, compress)
 
@@ -257,5 +257,5 @@ def _acts(axis, order, wire):
 
 def _check(axis, order, period):
     base.check_axis(axis)
-    base.check_choice("order", order, ORDERS)
-    base.check_period("period", period)
+    checks.check_choice("order", order, ORDERS)
+    checks.check_period("period", period)

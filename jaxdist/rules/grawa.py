@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.rules import base
@@ -98,7 +98,7 @@ def mgrawa(
         Dimlioglu and Choromanska, AISTATS 2024. Read in the authors' code (tolgadimli/GRAWA:
         dist_mgrawa_train, GRAWAOptimWrapper); the paper's body was not read.
     """
-    base.check_choice("norm", norm, ("sum_of_leaf_norms", "l2"))
+    checks.check_choice("norm", norm, ("sum_of_leaf_norms", "l2"))
 
     def model_norm(norms):
         norms = jax.tree.leaves(norms)
@@ -199,13 +199,13 @@ def _grawa(
     skip_unused=False,
 ):
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_between("strength", strength, 0, 1)
-    base.check_between("prox", prox, 0, 1)
-    base.check_choice("norm_source", norm_source, ("training", "probe"))
+    checks.check_period("period", period)
+    checks.check_between("strength", strength, 0, 1)
+    checks.check_between("prox", prox, 0, 1)
+    checks.check_choice("norm_source", norm_source, ("training", "probe"))
     if decay is None:
         decay = 0.85 if norm_source == "training" else 0.9**8
-    base.check_between("decay", decay, 0, 1 - 1e-9)
+    checks.check_between("decay", decay, 0, 1 - 1e-9)
     keep = base.may_be_positive(prox)
     training = norm_source == "training"
 

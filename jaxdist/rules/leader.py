@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import collectives, exchange
+from jaxdist import checks, collectives, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.rules import base
@@ -95,11 +95,11 @@ def lsgd(
         Teng et al. 2019; read in the authors' code (yunfei-teng/LSGD dist_lsgd_train).
     """
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_period("window", window)
+    checks.check_period("period", period)
+    checks.check_period("window", window)
     if local_period is None:
         local_period = _quarter(period)
-    base.check_period("local_period", local_period)
+    checks.check_period("local_period", local_period)
     if period % local_period:
         raise ValueError(
             f"local_period is {local_period} with period {period}; it must divide the period"
@@ -110,7 +110,7 @@ def lsgd(
         ("local_strength", local_strength),
         ("local_prox", local_prox),
     ]:
-        base.check_between(name, value, 0, 1)
+        checks.check_between(name, value, 0, 1)
     groups = None if groups is None else _check_groups(groups)
     lead = exchange.leader(axis, compress)
     keep = base.may_be_positive(prox)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
@@ -55,7 +55,7 @@ def matcha(
         it reports is that of the expectation, 1 - ||E[W^T W] - J||_2^(1/2).
     """
     base.check_axis(axis)
-    base.check_period("period", period)
+    checks.check_period("period", period)
     graphs_of.check_spec(topology)
     check_budget(budget)
     wire = exchange.wire(compress, "matcha")

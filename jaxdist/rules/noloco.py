@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
@@ -75,10 +75,10 @@ def noloco(
         memory of the paper.
     """
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_between("momentum", momentum, 0, 1)
-    base.check_between("coupling", coupling, 0, 1)
-    base.check_positive("outer_lr", outer_lr)
+    checks.check_period("period", period)
+    checks.check_between("momentum", momentum, 0, 1)
+    checks.check_between("coupling", coupling, 0, 1)
+    checks.check_positive("outer_lr", outer_lr)
     wire = exchange.wire(compress, "noloco")
 
     def init(params):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.robust import Aggregate
@@ -79,8 +79,8 @@ def diloco(
         Douillard et al. 2023; read in code (PrimeIntellect-ai/OpenDiloco train_fsdp.py,
         pytorch/torchft local_sgd.py).
     """
-    base.check_positive("outer_lr", outer_lr)
-    base.check_between("momentum", momentum, 0, 1)
+    checks.check_positive("outer_lr", outer_lr)
+    checks.check_between("momentum", momentum, 0, 1)
     if outer is None:
         outer = optax.sgd(outer_lr, momentum=momentum, nesterov=True)
     return _outer(axis, period, outer, compress, aggregate)
@@ -127,14 +127,14 @@ def slowmo(
         Wang et al. 2020; read in code (facebookresearch/fairscale gossip/distributed.py), the form
         without learning rate is equal to it at a constant rate.
     """
-    base.check_positive("outer_lr", outer_lr)
-    base.check_between("momentum", momentum, 0, 1)
+    checks.check_positive("outer_lr", outer_lr)
+    checks.check_between("momentum", momentum, 0, 1)
     return _outer(axis, period, optax.sgd(outer_lr, momentum=momentum), compress, aggregate)
 
 
 def _outer(axis, period, outer, compress, aggregate):
     base.check_axis(axis)
-    base.check_period("period", period)
+    checks.check_period("period", period)
     means = exchange.means(axis, compress, "changes", aggregate=aggregate)
 
     def init(params):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.rules import base
@@ -72,9 +72,9 @@ def overlap_local_sgd(
         whose script has these values.
     """
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_between("pull", pull, 0, 1)
-    base.check_between("momentum", momentum, 0, 1)
+    checks.check_period("period", period)
+    checks.check_between("pull", pull, 0, 1)
+    checks.check_between("momentum", momentum, 0, 1)
     means = exchange.means(axis, compress, "levels")
 
     def init(params):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.robust import Aggregate
@@ -69,9 +69,9 @@ def dppf(
         defaults are this library's.
     """
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_between("pull", pull, 0, 1)
-    base.check_between("push", push, 0, float("inf"))
+    checks.check_period("period", period)
+    checks.check_between("pull", pull, 0, 1)
+    checks.check_between("push", push, 0, float("inf"))
     means = exchange.means(axis, compress, "levels", aggregate=aggregate)
 
     def sync(x, state, extra):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import collectives, exchange
+from jaxdist import checks, collectives, exchange
 from jaxdist import topology as graphs_of
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
@@ -74,7 +74,7 @@ def sgp(
         gossip/distributed.py).
     """
     base.check_axis(axis)
-    base.check_period("period", period)
+    checks.check_period("period", period)
     graphs_of.check_spec(topology)
     wire = exchange.wire(compress, "sgp")
 

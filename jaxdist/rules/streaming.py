@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import exchange
+from jaxdist import checks, exchange
 from jaxdist.collectives import Axis
 from jaxdist.compression import Compressor
 from jaxdist.rules import base
@@ -111,24 +111,24 @@ def streaming_diloco(
         rest (MaxText); by size is this library's.
     """
     base.check_axis(axis)
-    base.check_period("period", period)
-    base.check_period("fragments", fragments)
+    checks.check_period("period", period)
+    checks.check_period("fragments", fragments)
     if period % fragments:
         raise ValueError(f"fragments is {fragments}; it must divide the period, {period}")
     turn = period // fragments
     if isinstance(delay, bool) or not isinstance(delay, int) or not 0 <= delay < turn:
         raise ValueError(
-            f"delay is {delay}; it must be a number of steps below period / fragments, {turn}"
+            f"delay={delay}: allowed is a number of steps below period / fragments, {turn}"
         )
-    base.check_choice("schedule", schedule, SCHEDULES)
+    checks.check_choice("schedule", schedule, SCHEDULES)
     if labels is not None and layer_axis is not None:
         raise ValueError(
             f"labels is {labels} and layer_axis is {layer_axis}; one of them must be None, since a "
             f"label is one fragment for a whole leaf"
         )
-    base.check_between("mix", mix, 0, 1)
-    base.check_positive("outer_lr", outer_lr)
-    base.check_between("momentum", momentum, 0, 1)
+    checks.check_between("mix", mix, 0, 1)
+    checks.check_positive("outer_lr", outer_lr)
+    checks.check_between("momentum", momentum, 0, 1)
     if outer is None:
         outer = optax.sgd(outer_lr, momentum=momentum, nesterov=True)
     means = exchange.means(axis, compress, "changes")

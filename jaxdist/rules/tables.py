@@ -28,7 +28,7 @@ def read(name: str, value: Any, kind: type, entries: str) -> np.ndarray:
         table = np.empty(0)
     if table.ndim != 2 or not table.size or not np.issubdtype(table.dtype, kind):
         raise ValueError(
-            f"{name} is {value}; it must be rows, one for each round, of {entries}, one for each "
+            f"{name}={value}: allowed are rows, one for each round, of {entries}, one for each "
             f"worker"
         )
     return table

@@ -8,8 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxdist.checks import check_integer
-from jaxdist.rules.base import check_between, check_positive
+from jaxdist.checks import check_between, check_integer, check_positive
 from jaxdist.sharpness.problem import Data, Measured, Params
 from jaxdist.sharpness.sampling import (
     check_key,

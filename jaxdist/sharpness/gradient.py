@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.rules.base import check_choice
+from jaxdist.checks import check_choice
 from jaxdist.sharpness.problem import Data, Measured, Params
 from jaxdist.sharpness.whole import CURVATURES, Balanced, Whole, compute
 

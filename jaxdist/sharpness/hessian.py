@@ -6,8 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxdist.checks import check_integer
-from jaxdist.rules.base import check_choice, check_positive
+from jaxdist.checks import check_choice, check_integer, check_positive
 from jaxdist.sharpness import estimators
 from jaxdist.sharpness.problem import Data, Measured, Params
 from jaxdist.sharpness.sampling import check_key, check_sampling, mean_and_error, normal, samples

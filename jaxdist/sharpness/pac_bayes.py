@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.rules.base import check_positive
+from jaxdist.checks import check_positive
 from jaxdist.sharpness.crossing import first_crossing
 from jaxdist.sharpness.problem import Data, Measured, Params
 from jaxdist.sharpness.sampling import check_sampling, mean_and_error, moved, normal, samples

@@ -21,7 +21,7 @@ def check_sampling(key: jax.Array | None, num_samples: int, parallel: int) -> No
 def check_key(key: jax.Array | None) -> jax.Array:
     """The key, or a ValueError if there is none."""
     if key is None:
-        raise ValueError("key is None; it must be a PRNG key: this measure draws random numbers")
+        raise ValueError("key=None: allowed is a PRNG key: this measure draws random numbers")
     return key
 
 

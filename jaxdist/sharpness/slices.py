@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdist.checks import check_integer
+from jaxdist.checks import check_choice, check_integer, check_positive
 from jaxdist.flatness.noise import FilterAxis
-from jaxdist.rules.base import check_choice, check_positive
 from jaxdist.sharpness.balance import filter_norms
 from jaxdist.sharpness.problem import Data, Params
 from jaxdist.sharpness.sampling import check_key, moved, normal

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdist.rules.base import check_choice
+from jaxdist.checks import check_choice
 from jaxdist.sharpness.balance import balance_scales
 from jaxdist.sharpness.problem import Batch, Data, Measured, Params, Problem
 from jaxdist.trees import wide

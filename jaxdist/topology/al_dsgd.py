@@ -65,11 +65,9 @@ def al_dsgd(
     if num != 8:
         raise ValueError(f"al_dsgd is asked for {num} workers; its graphs have 8")
     if density not in _GRAPHS:
-        raise ValueError(
-            f"density is {density!r}; it must be one of {', '.join(map(str, _GRAPHS))}"
-        )
+        raise ValueError(f"density={density!r}: allowed are {', '.join(map(str, _GRAPHS))}")
     if graph not in (1, 2, 3):
-        raise ValueError(f"graph is {graph!r}; it must be 1, 2 or 3")
+        raise ValueError(f"graph={graph!r}: allowed are 1, 2 or 3")
     rounds = [
         [(int(edge[0]), int(edge[1])) for edge in matching.split()]
         for matching in _GRAPHS[density][graph - 1].split(",")

@@ -150,7 +150,7 @@ class Topology:
 def _checked(graph):
     """An immutable copy with nodes and edges in order, without attributes."""
     if not isinstance(graph, nx.Graph) or graph.is_multigraph():
-        raise ValueError(f"graph is {graph!r}; it must be a networkx Graph or DiGraph")
+        raise ValueError(f"graph={graph!r}: allowed is a networkx Graph or DiGraph")
     num = len(graph)
     if not num or set(graph) != set(range(num)):
         raise ValueError(

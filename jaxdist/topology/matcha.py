@@ -76,7 +76,7 @@ def activation(topology: Topology, budget: float) -> tuple[np.ndarray, float, fl
 def check_budget(budget: float) -> None:
     """Raises a ValueError unless `budget` is a number in (0, 1]."""
     if not isinstance(budget, int | float | np.number) or not 0 < budget <= 1:
-        raise ValueError(f"budget is {budget!r}; it must be a number in (0, 1]")
+        raise ValueError(f"budget={budget!r}: allowed are numbers in (0, 1]")
 
 
 def _probabilities(parts, total):

@@ -132,9 +132,9 @@ def _connected(draw: Callable[[int], nx.Graph], seed: int, name: str) -> nx.Grap
 
 def _check_seed(seed):
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; it must be an integer of at least 0")
+        raise ValueError(f"seed={seed!r}: allowed are integers from 0")
 
 
 def _check_probability(p, allowed, fits):
     if not fits:
-        raise ValueError(f"p is {p}; it must be in {allowed}")
+        raise ValueError(f"p={p}: allowed are numbers in {allowed}")

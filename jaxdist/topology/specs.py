@@ -136,6 +136,6 @@ def _parts(spec):
     if isinstance(spec, Sequence) and spec:
         return [part for one in spec for part in _parts(one)]
     raise ValueError(
-        f"topology is {spec!r}; it must be a string such as 'ring', a Topology, a networkx graph "
+        f"topology={spec!r}: allowed is a string such as 'ring', a Topology, a networkx graph "
         f"or a sequence of these, not empty"
     )

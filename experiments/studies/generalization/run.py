@@ -129,12 +129,12 @@ def load(text: str, examples: int) -> Data:
 
     dataset = read_component(f"data={text}")[1]()
     if len(dataset.input_shape) != 3:
-        raise ValueError(f"--data is {text}; it must be images, whose shape is (H, W, C)")
+        raise ValueError(f"--data={text}: allowed are images, whose shape is (H, W, C)")
     least = max(GRID["batch_size"])
     if not least <= examples <= len(dataset.train):
         raise ValueError(
-            f"--examples is {examples}; it must be in [{least}, {len(dataset.train)}], from the "
-            "largest batch to all"
+            f"--examples={examples}: allowed are integers in [{least}, {len(dataset.train)}], from "
+            "the largest batch to all"
         )
 
     def prepare(source: Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

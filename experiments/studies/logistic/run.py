@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with cli.clean_errors(traceback=False):
         if args.passes < 1:
-            raise ValueError(f"--passes is {args.passes}; it must be at least 1")
+            raise ValueError(f"--passes={args.passes}: allowed are integers from 1")
         cli.check_seeds([args.seed])
         try:
             args.workdir.mkdir(parents=True, exist_ok=True)

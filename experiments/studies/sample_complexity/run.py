@@ -116,13 +116,13 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--fractions holds {fraction:g}; all must be above 0 and at most 1")
     if FEATURES_AT not in args.fractions or len(args.fractions) < 2:
         raise ValueError(
-            f"--fractions are {args.fractions}; they must be {FEATURES_AT}, whose network gives "
+            f"--fractions={args.fractions}: allowed is {FEATURES_AT}, whose network gives "
             "the features, and at least one more"
         )
     cli.check_seeds(args.seeds)
     args.seeds = sorted(args.seeds)
     if args.steps < 1:
-        raise ValueError(f"--steps is {args.steps}; it must be at least 1")
+        raise ValueError(f"--steps={args.steps}: allowed are integers from 1")
 
 
 def measure(args: argparse.Namespace) -> tuple[list[Errors], list[Density]]:
@@ -147,7 +147,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Errors], list[Density]]:
     )
     dataset = data()
     if len(dataset.input_shape) != 3:
-        raise ValueError(f"--data is {args.data}; it must be of images")
+        raise ValueError(f"--data={args.data}: allowed are images")
     look = make_look(model(dataset.input_shape, dataset.num_classes), dataset)
     found, densities = [], []
     for fraction in args.fractions:
