@@ -6,6 +6,10 @@ the order of the file, every fifth one is a test example. This gives 1,437 for t
 testing, each class in proportion to within one example. The same writers are in both parts.
 """
 
+import functools
+import gzip
+import importlib.util
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -89,12 +93,20 @@ def diabetes() -> Dataset:
     return Dataset(train, test, input_shape=(10,), num_classes=1)
 
 
+@functools.cache
 def _load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values `[N, 8, 8]` in 0..16, classes `[N]`, and which examples are for testing, `[N]`."""
-    from sklearn.datasets import load_digits  # takes a second to import
+    """Values `[N, 8, 8]` in 0..16, classes `[N]`, and which examples are for testing, `[N]`.
 
-    bunch = load_digits()
-    return bunch.images, bunch.target, _every_fifth(bunch.target)
+    They are read from scikit-learn's folder, as to import it takes seconds.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+    folder = Path(found.submodule_search_locations[0])
+    with gzip.open(folder / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        table = np.loadtxt(file, delimiter=",")
+    values, target = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+    return values, target, _every_fifth(target)
 
 
 def _every_fifth(target: np.ndarray) -> np.ndarray:
