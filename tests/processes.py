@@ -25,9 +25,10 @@ def started(num: int, code: str, *args: object) -> Iterator[list[subprocess.Pope
     Under JAX's runtime a process does not heed SIGTERM, so it is SIGKILL.
     """
     here = Path(__file__).parent
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH")]
     environment: Mapping[str, str] = {
         **{name: v for name, v in os.environ.items() if not name.startswith("JAX_")},
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(num),

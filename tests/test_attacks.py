@@ -87,6 +87,7 @@ def attacked(attack, **options):
     return config, dataclasses.replace(config, rule=rule)
 
 
+@pytest.mark.slow
 def test_in_a_run_the_mean_is_carried_away_and_the_median_is_not():
     plain, _ = advanced(build(attacked("none")[0]))
     norm = lambda state: np.sqrt(sum(np.square(x[0]).sum() for x in jax.tree.leaves(state.params)))
@@ -116,6 +117,7 @@ def test_a_rule_without_syncs_of_parameters_is_refused():
         build(config)
 
 
+@pytest.mark.slow
 def test_the_study_runs_goes_on_and_names_what_is_wrong(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bad_workers, "AGGREGATES", (None, "median"))
     words = ["--workdir", str(tmp_path), "--attacks", "none", "nan", "--steps", "8"]

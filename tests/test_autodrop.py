@@ -321,6 +321,7 @@ def run_workers(layout, x0, targets, spoil=None, **options):
     return np.array(path), states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["own vmap", "own shard_map", "1 device x 8", "4 devices x 2"])
 def test_workers_decide_by_the_angle_of_their_mean(layout):
     x0, targets = problem(60, W)

@@ -41,6 +41,7 @@ def inside(name):
     return advanced(make(name, aside=False))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_beside_is_inside(name):
     equal(advanced(make(name))[0], inside(name))
@@ -78,6 +79,7 @@ def test_the_average_is_computed_there(monkeypatch):
     assert sends == {run.workers: False, run.way.workers: True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("name", ["lasgd, int8", "streaming_diloco"])
 def test_resumed_while_an_average_is_on_its_way(name, again, tmp_path):
@@ -94,6 +96,7 @@ def test_begun_inside_and_resumed_beside(tmp_path):
     equal(saved(make(name), tmp_path), inside(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lasgd", "streaming_diloco"])
 def test_the_lines_of_metrics_are_the_same(name, tmp_path):
     """Also at a step after which an average is launched."""

@@ -30,6 +30,7 @@ GROUPS = {
 UNEVEN = {8: [[0, 3, 6], [1], [2, 4, 5, 7]], 4: [[0, 2, 3], [1]]}
 
 
+@pytest.mark.slow
 def test_every_collective_agrees_with_numpy_in_every_layout(layout):
     (lay, num) = layout
     x = {"a": rows(num, 3, 4), "b": rows(num, 5, seed=1)}

@@ -187,6 +187,7 @@ def compile_step(name, hyper, step):
     ).compile().as_text(), tx
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_sync_sends_the_minimum_and_a_local_step_nothing(name):
     hyper, expected = CASES[name]
@@ -206,6 +207,7 @@ def test_a_sync_sends_the_minimum_and_a_local_step_nothing(name):
     assert collections.Counter(tally.at(0)) == every_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("average")])
 def test_with_the_step_given_at_run_time_collectives_stand_in_branches_only(name):
     text, _ = compile_step(name, CASES[name][0], None)

@@ -352,6 +352,7 @@ def np_mean(name, sent, own, state, num):
     return np_bf16(average) if name == "bf16" else average
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPRESSORS)
 @pytest.mark.parametrize(("layout", "num"), CASES)
 def test_the_mean_is_that_of_the_decoded_messages(layout, num, name):

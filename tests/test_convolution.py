@@ -63,6 +63,7 @@ def close(ours, theirs, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_derivatives(case):
     ours, theirs, x, kernel = arguments(case)

@@ -127,6 +127,7 @@ def trajectories(table):
     return jax.tree.map(np.asarray, xs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("table", GRANTS)
 def test_rule_matches_its_oracle(table, name):
@@ -170,6 +171,7 @@ CENTER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CENTER)
 def test_equal_grants_are_the_ordinary_run(name):
     rule, hyper = name.split(",")[0], CENTER[name]
@@ -190,6 +192,7 @@ def test_the_centre_is_the_same_for_all_after_unequal_rounds(name):
     jax.tree.map(lambda x: np.testing.assert_allclose(x, x[[1, 2, 3, 0]], atol=1e-6), state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [{"devices": 2}, {"devices": 8, "inner": {"fsdp": 2}}])
 def test_other_layouts(layout):
     grants = np.array([[7, 5, 2, 2], [3, 6, 0, 7]])
@@ -252,6 +255,7 @@ def test_the_probe_is_taken_where_the_last_local_step_has_led():
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_resumed_after_a_round(tmp_path):
     """Bitwise, and the lines of metrics but for the evaluation in between."""
     grants = np.array([[4, 4, 4, 4], [7, 5, 0, 4], [2, 2, 6, 6]])

@@ -81,6 +81,7 @@ def cannot_be_saved(path, why, goes_on):
     return f"^checkpoint {path} cannot be saved: {why}. The same command {goes_on}$"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 300, 3000])
 def test_a_full_disk_ends_the_run_with_one_error(
     size, at_save, whole, tmp_path, capfd, monkeypatch
@@ -153,6 +154,7 @@ def test_a_folder_that_vanished_is_made_again(at_save, whole, tmp_path, monkeypa
     equal(saved(full_run(), tmp_path), whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
 def test_a_damaged_checkpoint_says_how_to_go_on(damage, whole, tmp_path, monkeypatch):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
@@ -189,7 +191,7 @@ train(full_run(checkpoint_every=1), sys.argv[1], progress=False)
 @pytest.mark.slow
 def test_killed_during_a_save(whole, tmp_path, monkeypatch):
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent)])
+    path = os.pathsep.join([str(here), str(here.parent), os.environ["PYTHONPATH"]])
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
     child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
     half = tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp"

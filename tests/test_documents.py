@@ -12,6 +12,7 @@ RUN = [path for path in DOCUMENTS if re.search(r"^>>> .*(spmd|advance)\(", path.
 ON_ONE = re.compile(r"Workers\.create\((\d+), devices=jax\.devices\(\)\[:1\]\)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_the_first_workers_of_a_document_may_be_on_many_devices(path):
     text, found = ON_ONE.subn(

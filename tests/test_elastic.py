@@ -57,6 +57,7 @@ def wide(tree):
     return [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_workers_that_leave_take_nothing_from_the_mean(rule):
     run = elastic_run(3, rule)
@@ -70,6 +71,7 @@ def test_workers_that_leave_take_nothing_from_the_mean(rule):
         np.testing.assert_array_equal(new, old[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_workers_that_join_do_not_steer(rule):
     run = elastic_run(5, rule)
@@ -111,6 +113,7 @@ def test_a_state_with_other_workers_is_split_over_the_devices():
     assert jax.tree.structure(template) == jax.tree.structure(abstract(run))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_fewer_and_with_more(tmp_path):
     """8 workers, then 4, then 8: every step told once, the loss goes on falling."""
     data = digits()
@@ -132,6 +135,7 @@ def test_a_run_goes_on_with_fewer_and_with_more(tmp_path):
     assert {"loss_and_accuracy.png", "consensus_distance.png"} <= {path.name for path in drawn}
 
 
+@pytest.mark.slow
 def test_what_was_sent_and_seen_counts_on(tmp_path):
     """Exactly the bytes and epochs of each part of the run, at its own number of workers."""
     sent, epochs, done = 0, 0.0, 0

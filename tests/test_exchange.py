@@ -170,6 +170,7 @@ def test_what_is_left_out_comes_later(compress):
     np.testing.assert_allclose(mean, np.broadcast_to(far.mean(0), far.shape), atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compress", COMPRESSORS)
 def test_every_rule_with_a_mean_or_a_leader_reaches_the_same_goal_compressed(compress):
     """All workers have one goal, from which errors drive them away only while they last."""

@@ -58,6 +58,7 @@ def measured_loss(run):
     return lambda params: cross_entropy(run.task.predict(params, {}, batch), batch[1])
 
 
+@pytest.mark.slow
 def test_run_is_measured_at_its_mean_its_center_and_its_workers(measured):
     folder, told = measured
     assert list(told["points"]) == ["mean", "center", "worker 0", "worker 1"]

@@ -1,6 +1,7 @@
 """The command line, the configurations and the comparison of runs."""
 
 import dataclasses
+import functools
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ import pytest
 from experiments import cli, comparison, configs, sweep, train
 from jaxdist import stacked, topology
 from jaxdist.config import SLOTS, Config, Mesh, build, component, from_plain
+from jaxdist.models import Model
 from jaxdist.rules import RULES
 from jaxdist.tasks import ACCURACY
 from jaxdist.traffic import Traffic
@@ -61,6 +63,30 @@ def lighter(config: Config) -> Config:
     return config
 
 
+@pytest.fixture(scope="module")
+def built():
+    """`build`, in which each data set is made once, and each model, whose `init` is traced once."""
+
+    def once(make):
+        @functools.cache
+        def made(*args, **options):
+            found = make(*args, **options)
+            return found._replace(init=jax.jit(found.init)) if isinstance(found, Model) else found
+
+        return staticmethod(made)
+
+    seen = set()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def build_it(config):
+            for kind in {type(config.data), type(config.model)} - seen:
+                patch.setattr(kind, "make", once(kind.make))
+                seen.add(kind)
+            return build(config)
+
+        yield build_it
+
+
 def traffic(run):
     params, _ = jax.eval_shape(run.task.init, jax.random.key(0))
     return Traffic.of(run.tx, params, run.workers.num)
@@ -101,13 +127,14 @@ def test_the_configurations_of_a_data_set():
         assert configs.load(name, own.rule.factory) == own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", DATA)
-def test_any_rule_goes_with_any_data_set(name, rule):
+def test_any_rule_goes_with_any_data_set(built, name, rule):
     """Its options fit the workers, and its state the model."""
     config = configs.load(name, rule)
     assert config.rule.factory == rule
-    state.abstract(build(lighter(stand_in(config))))
+    state.abstract(built(lighter(stand_in(config))))
 
 
 def test_what_is_written_behind_a_rule_goes_before_its_values_for_the_data():
@@ -134,9 +161,10 @@ def test_config_survives_json(name):
     assert from_plain(json.loads(json.dumps(config.plain()))) == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_config_builds_and_its_step_traces(name):
-    run = build(lighter(stand_in(configs.load(name))))
+def test_config_builds_and_its_step_traces(built, name):
+    run = built(lighter(stand_in(configs.load(name))))
     before = state.abstract(run)
     rows = [run.sampler.indices(worker, 0) for worker in range(run.workers.num)]
     batch = jax.tree.map(lambda *xs: np.stack(xs), *[run.dataset.train[row] for row in rows])
@@ -176,6 +204,7 @@ def test_al_dsgd_graphs_of_the_configs_are_connected(name, rule):
     assert len(graphs) == (2 if "topologies" in options else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [rule if rule == "mgrawa" else pytest.param(rule, marks=pytest.mark.slow) for rule in RULES],
@@ -466,6 +495,7 @@ def test_schedules_rise_to_the_learning_rate_and_end_below_it(name):
     assert rates[99] < 0.01 or name == "constant"
 
 
+@pytest.mark.slow
 def test_sweep_compares_and_resumes(tmp_path, capsys):
     words = "--configs digits --rule local_sgd mgrawa --seeds 0 1 --steps 4 --eval_every 2"
     argv = [*words.split(), "--rule.period", "2", "--workdir", str(tmp_path), "--no-progress"]

@@ -56,6 +56,7 @@ def terminated(monkeypatch):
     return after
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on_bitwise(terminated, tmp_path):
     """Between two lines, which tell the mean of the losses before and after it."""
     run = full_run(log_every=4)
@@ -149,6 +150,8 @@ def test_sigterm_at_one_process_stops_both_at_one_step(victim, tmp_path):
     assert [child.returncode for child in children] == [0, 0], outputs
     (step,) = steps
     assert {folder.name for folder in (tmp_path / "checkpoints").iterdir()} == {step}
+    if victim == 0:  # what is saved does not tell who had the signal
+        return
     more = TRAIN.replace(str(STEPS), str(int(step) + 5))
     for status, output in run_processes(2, more, tmp_path):
         assert status == 0, output
@@ -186,6 +189,7 @@ def numpy(tree):
     return jax.tree.map(np.asarray, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["mgrawa", "local_sgd"])
 def test_a_worker_that_is_not_finite_starts_again_from_the_others(rule):
     run = tiny_run(rule=rule, num=4, devices=4, steps=5)

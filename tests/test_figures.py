@@ -40,6 +40,7 @@ def figures(sweep, *words):
     return sweep / "figures"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", pictures.WIDTHS)
 def test_figures_have_the_width_of_a_column_or_a_page(sweep, width, capsys):
     folder = figures(sweep, "--width", width)
@@ -147,6 +148,7 @@ def test_runs_of_a_grid_have_an_equals_sign_in_their_names():
         panels.read_labels(["c=d"], names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", pictures.WIDTHS.values())
 @pytest.mark.parametrize("num", [1, 12, 30])
 def test_a_legend_of_many_runs_covers_no_curve(sweep, monkeypatch, width, num):

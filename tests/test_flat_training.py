@@ -29,6 +29,7 @@ def test_without_noise_it_is_the_plain_gradient():
     chex.assert_trees_all_equal(still, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gradient",
     [
@@ -56,6 +57,7 @@ def test_noise_of_each_worker_or_shared():
     assert spread(alike) < 1e-6 < 1e-4 < spread(apart)
 
 
+@pytest.mark.slow
 def test_from_the_command_line():
     parts = ["gradient=lpf(gamma=0.01, num_samples=4)", "loss=output_regularized(coef=0.2)"]
     config = dataclasses.replace(
@@ -108,6 +110,7 @@ def test_label_noise_out_of_range():
         build(dataclasses.replace(configs.load("digits_mgrawa"), label_noise=1.5))
 
 
+@pytest.mark.slow
 def test_workers_drop_their_rate_as_one():
     """Any two angles differ by less than 180: with snapshots at 2, 13, 24, ..., drops at 35, 46."""
     chosen = read_component("drop=autodrop(theta=180.0, theta_max=180.0, extra_epochs=1, rho=0.5)")

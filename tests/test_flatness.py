@@ -196,6 +196,7 @@ def expected_deviation(scale, gamma):
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", FORMULAS)
 def test_deviation_by_filter(scale):
     size = by_path(flatness.deviation(flax_params(), gamma=0.3, scale=scale, filter_axis="flax"))
@@ -316,6 +317,7 @@ def test_without_noise_the_oracles_are_the_gradient_bit_for_bit():
         assert bits(jax.jit(oracle)(params, batch, key=KEY)) == bits(plain), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", FORMULAS)
 def test_without_noise_the_wrapper_is_the_optimizer_bit_for_bit(scale):
     params, batch = net()
@@ -338,6 +340,7 @@ def still(params, batch, key):
     return net_loss(params, batch, KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["scan", "unroll", "vmap"])
 def test_splits_without_noise_make_the_gradient_of_the_whole_batch(loop):
     params, batch = net()
@@ -779,6 +782,7 @@ def test_one_shared_noise_key_leaves_the_loss_its_own_key():
     assert len(seen) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_wrappers_of_workers_are_the_same_in_every_layout(devices):
     W = 8

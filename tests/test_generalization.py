@@ -39,6 +39,7 @@ def without_times(lines):
     return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
 
 
+@pytest.mark.slow
 def test_it_runs_and_goes_on_where_it_was_cut_off(small, tmp_path, capsys, monkeypatch):
     lines = run(tmp_path)
     said = capsys.readouterr().out

@@ -93,6 +93,7 @@ def distance(x):
     return np.linalg.norm(x - x.mean(-2, keepdims=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_CONSERVING])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6))
@@ -190,6 +191,7 @@ def relabelled(graph, place):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name for name, (_, hyper) in CASES.items() if {"topology", "topologies"} & set(hyper)],
@@ -259,6 +261,7 @@ def alone(name):
 NO_MORE_THAN_FINITE = ("choco", "sgp", "al_dsgd, released")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", ["parameters", "update"])
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NO_MORE_THAN_FINITE])
 def test_a_bad_worker_neither_blanks_nor_steers_the_others(name, bad):
@@ -323,6 +326,7 @@ def types(tree):
     return jax.tree.map(lambda a: (a.shape, a.dtype, a.weak_type), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", CASES)
 def test_types_are_kept_and_other_arguments_pass(name, dtype):

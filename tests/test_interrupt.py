@@ -27,6 +27,7 @@ class Lost:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_where_an_exception_is_lost_it_is_not(tmp_path, monkeypatch, capfd):
     make = loop.make_advance

@@ -431,7 +431,7 @@ def test_training(tmp_path):
     done = subprocess.run(
         [*launched, *trained, "--steps", "3"],
         cwd=ROOT,
-        env=environment(JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT)),
+        env=environment(JAX_PLATFORMS="cpu", XLA_FLAGS=os.environ["XLA_FLAGS"]),
         capture_output=True,
         text=True,
         timeout=240,

@@ -54,7 +54,7 @@ def launched(mark, workdir):
     launcher = subprocess.Popen(
         [*LAUNCH, *options, "--", *command],
         cwd=ROOT,
-        env=environment(**variables, PYTHONPATH=str(ROOT), **{MARK: mark}),
+        env=environment(**variables, **{MARK: mark}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

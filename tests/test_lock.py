@@ -34,6 +34,7 @@ def ended():
     return found
 
 
+@pytest.mark.slow
 def test_a_run_holds_it_and_gives_it_back(tmp_path, monkeypatch):
     make, seen = loop.make_advance, []
 

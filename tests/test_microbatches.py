@@ -51,6 +51,7 @@ def compiled(microbatches, rule="mgrawa"):
     return jax.jit(make_step(made)).lower(create(made), batch, None).compile()
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_whole_batch():
     """Losses, gradient norms, weights and parameters, with the same augmentation."""
     whole, parts = (steps(run(number), STEPS) for number in (1, 4))
@@ -61,6 +62,7 @@ def test_the_numbers_are_those_of_the_whole_batch():
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_it_sends_what_whole_batches_send():
     whole, parts = (traffic_of(run(number)) for number in (1, 4))
     counts = [len(parts.at(step)) for step in range(STEPS)]
@@ -102,6 +104,7 @@ def whole_batches(rule):
     return advanced(linear_run(rule, hyper[rule]))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_in_every_layout_and_way(name):
     options = {"rule": "mgrawa", "hyper": {"period": 4}, "microbatches": 2} | WAYS[name]
@@ -113,6 +116,7 @@ def test_in_every_layout_and_way(name):
     close(got.opt_state, want.opt_state, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_probe_gradients_are_sums_over_all_parts(devices):
     options = {"probe_period": 2, "steps": 2, "devices": devices}
@@ -197,6 +201,7 @@ def test_sums_are_in_float32():
     assert states[1][0]["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_goes_on_bit_for_bit(tmp_path, without_plots):
     make = lambda length: tiny_run(
         num=4, devices=4, model=norm_net(), microbatches=2, steps=length, checkpoint_every=5

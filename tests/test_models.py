@@ -188,6 +188,7 @@ def test_options_are_typed_and_described(name):
         assert re.search(rf"^        {option.name}: \S", factory.__doc__, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "lenet5", "cnn", "wide_resnet", "transformer"])
 def test_every_parameter_gets_a_gradient(name):
     options = {
@@ -427,6 +428,7 @@ def workers_of(kind, num=4):
     return model, (params, state, x, jax.random.split(jax.random.key(2), num))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["convolutional", "transformer"])
 def test_gradients_in_vmap_and_shard_map_are_each_workers_own(kind):
     model, stacked = workers_of(kind)

@@ -80,6 +80,7 @@ def trained(tables, tmp_path_factory):
     return root / "sweep" / "digits_mgrawa" / "seed_0", file
 
 
+@pytest.mark.slow
 def test_own_parts_are_trained_and_recorded(trained):
     folder, file = trained
     config = json.loads((folder / "config.json").read_text())["config"]

@@ -167,6 +167,7 @@ def test_by_step_is_the_schedule_of_the_runs_step():
     assert not late["a"].any()
 
 
+@pytest.mark.slow
 def test_sweep_on_the_clock(tmp_path):
     """Virtual seconds in the lines and the table, when the target was reached, and the pictures."""
     words = "--configs digits --rule local_sgd mgrawa --steps 16 --eval_every 8 --target 0.2"

@@ -74,6 +74,7 @@ def half(half_done, tmp_path):
     return Path(shutil.copytree(half_done, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_ten_steps_are_five_and_five(whole, half):
     """Bitwise, in the same layout; the metrics file too, but for the evaluation at step 5."""
     train(full_run(), half, progress=False)
@@ -142,7 +143,7 @@ train(run, sys.argv[1], progress=False)
 def test_kill_minus_nine(whole, tmp_path):
     """Seven steps, SIGKILL while a line is being written, the same command again: bitwise."""
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent)])
+    path = os.pathsep.join([str(here), str(here.parent), os.environ["PYTHONPATH"]])
     command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path)]
     child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE)
     try:
@@ -177,6 +178,7 @@ def test_a_finished_run_is_not_trained_again(whole, tmp_path, monkeypatch):
     assert snapshot(workdir) == before
 
 
+@pytest.mark.slow
 def test_a_lost_summary_is_made_anew(whole, tmp_path):
     workdir = Path(shutil.copytree(whole[0], tmp_path / "run"))
     summary = json.loads((workdir / "summary.json").read_text())
@@ -242,6 +244,7 @@ def test_what_is_refused_leaves_nothing(what, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_may_change_when_a_run_goes_on(half):
     same = full_run().description
     change = {"steps": 6, "epochs": 2.0, "eval_every": 9, "log_every": 2, "checkpoint_every": 1}
@@ -250,6 +253,7 @@ def test_what_may_change_when_a_run_goes_on(half):
     assert summary["steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_cannot_be_shortened(half):
     before = snapshot(half)
     with pytest.raises(ValueError, match="steps=4, but the workdir's run is at step 5 already"):
@@ -280,6 +284,7 @@ def change_a_total(checkpoint):
     path.write_text(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

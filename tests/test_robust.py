@@ -94,6 +94,7 @@ def test_a_worker_that_is_not_good_is_not_there(name):
     np.testing.assert_allclose(run(chosen, tree, good), np.tile(oracle(rest), (W, 1)), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if NUM_WORKERS[name] == W])
 def test_layouts_agree(layout):
     for name in ("median", "multi_krum", "clipping"):

@@ -56,6 +56,7 @@ def apart(lines):
     return looked, [x for x in rest if "consensus_distance" in x]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_rounds_are_the_single_steps(rule, step_by_step, tmp_path):
     """The state that is saved, and the lines of metrics."""
@@ -72,6 +73,7 @@ def test_rounds_are_the_single_steps(rule, step_by_step, tmp_path):
             np.testing.assert_allclose(line[name], want[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_two_workers_a_device(rule, step_by_step):
     got, stops = advanced(make(rule, devices=4, way=Rounds(4)))
@@ -79,6 +81,7 @@ def test_two_workers_a_device(rule, step_by_step):
     close(got, saved(make(rule), step_by_step(rule)), rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_resumed_within_a_round(tmp_path):
     """At the checkpoint after six steps the average that was launched after four is on its way."""
     rounds = lambda steps: make("lasgd", steps=steps, way=Rounds(4), checkpoint_every=6)
@@ -127,6 +130,7 @@ def programs(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "hyper", "wanted", "number"),
     [
@@ -208,6 +212,7 @@ PRODUCTS = 5
 """Of a step: two layers forward and their weights' and the hidden layer's gradients."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "hyper", "round_steps", "steps", "wanted"),
     [

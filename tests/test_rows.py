@@ -77,6 +77,7 @@ def test_it_asks_for_what_it_needs(name):
             trace({*asked} - {key})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_syncs_and_is_late_as_its_row_says(name):
     row, hyper = rules.row(rule_of(name)), hyper_of(name)

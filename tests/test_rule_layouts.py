@@ -90,6 +90,7 @@ def compiled(layout):
         return jax.tree.map(np.asarray, found), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("layout", COMPILED)
 def test_a_scan_over_steps_is_as_many_calls_also_with_64_bits(layout, name):
@@ -121,6 +122,7 @@ TRACED = [(layout, True) for layout in HERE if layout not in COMPILED]
 TRACED += [(layout, False) for layout in (*COMPILED, "own shard_map")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize(("layout", "inside"), TRACED)
 def test_a_scan_over_steps_is_accepted(layout, inside, name):

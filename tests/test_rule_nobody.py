@@ -70,6 +70,7 @@ def bad_numbers(tree, rows=slice(None)):
     return [path for path, x in numbers(tree).items() if not np.isfinite(x[rows]).all()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["losses", "gradients", "parameters", "one survivor"])
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_healthy_stays_finite_and_the_rule_recovers(name, kind):

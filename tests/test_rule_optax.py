@@ -59,6 +59,7 @@ def optimized():
     return {name: apart(x) / first for name, x in xs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_rule_optimizes_a_small_problem(name):
     reached = optimized()[name]
@@ -71,6 +72,7 @@ KINDS = ["average_gradients", "local_sgd", "easgd", "lsgd", "lgrawa", "dppf", "d
 KINDS += ["lasgd", "overlap_local_sgd", "dpsgd", "sgp", "noloco", "choco"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_compiled_or_not_a_step_is_the_same(name):
     tx, x, state = make(name), start(), begin()[name]

@@ -152,6 +152,7 @@ def close(got, want, atol=1e-5):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETER_RULES)
 @checked
 @given(draw=draws)
@@ -165,6 +166,7 @@ def test_identical_workers_are_a_fixed_point(name, draw):
         close(synced(name)(same, draw["grad"], draw["loss"])[0], same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CENTRAL_RULES)
 @checked
 @given(draw=draws, order=st.permutations(range(W)))
@@ -258,6 +260,7 @@ def test_momentum_under_averages_at_every_step_is_all_reduce_sgd():
     np.testing.assert_allclose(*found, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CENTRAL_RULES)
 @pytest.mark.parametrize("bad", ["parameters", "loss", "gradient"])
 def test_a_bad_worker_neither_blanks_nor_steers_the_others(name, bad):
@@ -308,6 +311,7 @@ def test_a_probe_norm_that_was_bad_once_is_forgotten():
     np.testing.assert_allclose(state.metrics["weight"], np.full(3, 1 / 3), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rules.RULES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_contract_types_and_compiles(name, dtype):

@@ -79,6 +79,7 @@ LARGE = {"a": (LARGEST + 9,), "b": {"c": (2**30 + 8,), "d": (2, 2**29 + 8), "e":
 REFUSED = ("top_k", "random_k", "geometric_median", "centered_clipping", "krum", "multi_krum")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, W])
 @pytest.mark.parametrize("name", CASES)
 def test_no_offset_is_beyond_int32_or_the_method_is_refused(name, devices):
@@ -135,6 +136,7 @@ def size_of(name, leaves):
     return run.lower(*arguments).compile().as_text().count(" = ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_program_grows_as_its_leaves_do_and_not_faster(name):
     """What all leaves share, as whether they are finite, is not computed again for each of them.

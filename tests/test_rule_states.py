@@ -39,6 +39,7 @@ give_back = jax.jit(lambda x, state: (x, state), donate_argnums=(0, 1))
 give_back_the_state = jax.jit(lambda x, state: state, donate_argnums=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_fresh_state_and_its_parameters_can_be_donated(name, way):

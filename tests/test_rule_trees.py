@@ -123,6 +123,7 @@ def synced(mixed):
     return jax.tree.map(np.asarray, found), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETER_RULES)
 def test_leaves_that_are_hidden_or_no_floats_stay_and_change_nothing_else(name):
     found, errors = synced(mixed=True)

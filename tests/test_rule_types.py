@@ -45,6 +45,7 @@ def scanned(tx, x, updates):
     return types(first), types(last), types_of[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "updates"),
     [
@@ -110,6 +111,7 @@ def test_bfloat16_updates_on_float32_parameters_change_nothing_of_a_sync(name):
     chex.assert_trees_all_close(got, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "updates"),
     [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)],

@@ -142,6 +142,7 @@ def files_of(workdir):
     return {str(p.relative_to(step)): p for p in sorted(step.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_pickles_in_place_of_the_files(tmp_path, trained, marker):
     """All at once, and each alone, are refused or not looked at, and not run."""
     workdir, state = trained
@@ -174,6 +175,7 @@ def test_pickles_beside_the_files(tmp_path, trained, marker):
 CODE = "__import__('os').mkdir({!r})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

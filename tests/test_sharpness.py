@@ -220,6 +220,7 @@ def test_balance_divides_each_filter_with_its_bias_and_can_be_undone():
     np.testing.assert_allclose(problem(restore(hat), batch), problem(RELU, batch), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lpf", "epsilon_sharpness", "fisher_rao", "trace"])
 def test_balanced_measures_do_not_see_a_rescaled_network(name):
     network = jax.tree.map(lambda x: jnp.where(x == 0, 0.1, x), RELU)  # no filter of zeros
@@ -296,6 +297,7 @@ def few(measure):
     return {k: v for k, v in FEW.items() if k in inspect.signature(measure).parameters}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_stacked_workers_and_every_way_to_batch_give_the_same(name):
     measure = functools.partial(MEASURES[name], **few(MEASURES[name]))
@@ -362,6 +364,7 @@ def test_other_values_need_no_second_compilation():
     assert len(traces) == first > 0
 
 
+@pytest.mark.slow
 def test_split_over_devices_gives_the_same():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.NamedSharding(mesh, jax.P(None, "data"))

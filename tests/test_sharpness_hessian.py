@@ -64,6 +64,7 @@ def covers(found, truth, errors=4):
     return abs(float(found.value) - truth) < errors * float(found.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
 def test_all_measures_of_a_network_against_the_dense_matrix(network, curvature):
     problem, params, data, dense = network
@@ -109,6 +110,7 @@ def test_one_batch_and_several_give_the_same_products(network):
         np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_effective_dimension_on_the_spectrum_on_which_ritz_values_without_weights_fail():
     rng = np.random.default_rng(0)
     bulk = np.abs(rng.normal(size=1990)) * 0.01
@@ -153,6 +155,7 @@ def lanczos(matrix, start, num):
     return basis @ matrix @ basis.T
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_the_estimates():
     values = np.array([3.0, 1.0, 0.5, 0.1, 0.0, -0.4])
     params, data = tree_of(np.ones(6)), data_of(rotated(values))

@@ -193,6 +193,7 @@ def best(features, labels, damping):
     return run.x
 
 
+@pytest.mark.slow
 def test_a_batch_step_never_increases_the_loss_and_leads_to_the_optimum():
     for seed in range(4):
         x, labels = classification(seed=seed)
@@ -369,6 +370,7 @@ def test_absorbing_rows_is_the_specification_one_at_a_time_and_a_bound_in_blocks
             np.testing.assert_allclose(diagonal, D, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaging", [1.0, 0.3, None])
 @pytest.mark.parametrize("block", [1, 8])
 def test_its_curvature_is_never_below_that_of_spfb(averaging, block):
@@ -424,6 +426,7 @@ def test_types_stay_and_nothing_is_compiled_twice(name):
     assert kinds(first) == kinds(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["own vmap", "own shard_map", "4 devices x 2"])
 def test_workers_step_as_one_alone(layout):
     lay, w = LAYOUTS[layout](8), np.random.default_rng(0).normal(size=(8, 4, 3))

@@ -62,6 +62,7 @@ def files(source):
 # Loading ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_with_its_models(source):
     """Fails if the mean, the centre or a worker is another one, or the model is not the run's."""
     found = load(source)
@@ -211,6 +212,7 @@ def begin(folder, *words):
     train.main([*command, *SMALL, *words])
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_a_run_and_from_a_file(source, files, tmp_path, capsys, without_plots):
     """Fails if the parameters are not taken, the record lacks them, or a resumption reads again."""
     wanted, told = flat(load(source).center), []
@@ -249,6 +251,7 @@ def test_a_run_without_a_start_is_described_as_before(source):
     assert "start" not in load(source).run.description
 
 
+@pytest.mark.slow
 def test_parts_by_their_prefix(source, tmp_path, capsys, without_plots):
     """A new head on old layers; what is not taken is the initialiser's."""
     short = ["--steps", "1", "--learning_rate", "1e-30", "--no-progress"]

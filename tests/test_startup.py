@@ -58,6 +58,7 @@ def bytes_on(device, state):
     return sum(np.asarray(s.data).nbytes for s in shards if s.device == device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_line_is_true(layout, monkeypatch):
     """Its numbers are what the arrays take, and what JAX says of the very programs."""

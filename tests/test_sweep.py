@@ -26,6 +26,7 @@ def names(trained, tmp_path):
     return [str(folder.relative_to(tmp_path)) for folder in trained]
 
 
+@pytest.mark.slow
 def test_grid_is_the_product_of_all_flags_with_several_values(trained, tmp_path):
     words = "--configs digits --rule dpsgd --seeds 3 5 --rule.period 4 8 --learning_rate 0.1 0.2"
     more = ["--rule.topology", "torus(rows=2), ring", "--model.widths", "4", "8"]
@@ -101,6 +102,7 @@ def test_targets_that_cannot_be(text, said):
         targets.read(text, ACCURACY)
 
 
+@pytest.mark.slow
 def test_a_grid_is_compared(tmp_path, capsys):
     """Each combination has its row, and the folders are those of a sweep."""
     words = "--configs digits --rule local_sgd --rule.period 1 2 --steps 2 --no-progress"

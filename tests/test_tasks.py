@@ -187,6 +187,7 @@ def stepped(**options):
     return own, found, make_evaluate(run)(state)
 
 
+@pytest.mark.slow
 def test_any_tree_is_a_batch_in_any_layout():
     reference = stepped()
     (_, model_state), metrics, _ = reference
@@ -239,6 +240,7 @@ SHORT = ["--steps", "4", "--workers", "2", "--batch_size", "8", "--no-progress"]
 TABLE = ["--with", "data=diabetes", "task=regression", "model=mlp(widths=())"]
 
 
+@pytest.mark.slow
 def test_a_regression_from_the_command_line(tmp_path, capsys):
     folder = str(tmp_path / "run")
     train.main(["--config", "digits_mgrawa", "--workdir", folder, *SHORT, *TABLE])
@@ -272,6 +274,7 @@ def own(tmp_path, monkeypatch):
     return ["--import", str(tmp_path / "mine.py"), "--with", *parts]
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_through_all_commands(own, tmp_path):
     assert OWN.count("\n") <= 40
     short = ["--steps", "40", *SHORT[2:], "--learning_rate", "0.3"]

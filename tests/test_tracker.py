@@ -49,6 +49,7 @@ def wandb(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_same_one_there(wandb, tmp_path, without_plots):
     """Fails if the id is not kept, lines are lost, or steps are written twice."""
     train(tiny_run(steps=4, wandb="proj", eval_every=2), tmp_path, progress=False)

@@ -183,6 +183,7 @@ def numpy_score(kernel, bias, mean, var, x, y):
     return (logits.argmax(1) == y), nll
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_norm", "devices"), [("local", 8), ("local", 1), ("average", 8), ("reestimate", 2)]
 )
@@ -279,6 +280,7 @@ def lines(workdir):
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lasting", [False, True])
 def test_nan_worker_is_reported_and_steers_nobody(lasting, tmp_path, caplog):
     """Also where the loss was NaN at a step between two lines only."""

@@ -8,6 +8,7 @@ from tiny_runs import saved, tiny_run
 from jaxdist.training import train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "hyper"),
     [("mgrawa", {"period": 4}), ("al_dsgd", {"topologies": "ring", "compress": "int8"})],

@@ -78,7 +78,11 @@ class Running:
     def __init__(self, job: Job, workdir: Path):
         self._bounds, self.workdir = job.bounds, workdir
         environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-        environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
         self._command, self._environment = job.command(workdir), environment
         self._children = Children()
         self._seen: set[int] = set()

@@ -7,6 +7,7 @@ testing, each class in proportion to within one example. The same writers are in
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import numpy as np
@@ -140,6 +141,7 @@ def _relabelled(table: np.ndarray, **fields: Any) -> Dataset:
     return dataclasses.replace(whole, train=of(whole.train), test=of(whole.test), **fields)
 
 
+@functools.cache
 def _load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values `[N, 8, 8]` in 0..16, classes `[N]`, and which examples are for testing, `[N]`."""
     from sklearn.datasets import load_digits  # takes a second to import
