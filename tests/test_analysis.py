@@ -202,10 +202,10 @@ def test_a_constant_in_the_sizes_is_taken_up_by_delta():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delta": 0.0}, "delta is 0.0"),
+        ({"delta": 0.0}, "delta=0.0"),
         ({"n": [1.0, -2.0]}, "n is [1.0, -2.0]"),
-        ({"dim": 0}, "dim is 0"),
-        ({"dim": 3}, "samples are [4, 2]; they must be [S, dim], dim is 3"),
+        ({"dim": 0}, "dim=0"),
+        ({"dim": 3}, "samples=[4, 2]: allowed is [S, dim], dim is 3"),
         ({"kind": "cubes"}, "did you mean 'cube'"),
         ({"log_density": lambda x: x}, "log_density gives [4, 2] for 4 samples"),
     ],
@@ -220,25 +220,25 @@ def test_bad_gaussians():
     features = np.outer(np.arange(4.0), np.ones(3))
     for dim, test, message in (
         (2, None, "dim is 2; the features vary in 1 directions"),
-        (0, None, "dim is 0"),
+        (0, None, "dim=0"),
         (1, np.zeros((4, 2)), "test_features are [4, 2]"),
         (1, np.full((4, 3), np.nan), "test_features hold nan"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             gaussian_density(features, dim, test_features=test)
-    with pytest.raises(ValueError, match="sigma is -1"):
+    with pytest.raises(ValueError, match="sigma=-1"):
         gaussian_error(10, sigma=-1.0, delta=1.0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"errors": [0.2, 0.0]}, "errors are [0.2, 0.0]"),
-        ({"errors": [0.2, 1.1]}, "errors are [0.2, 1.1]"),
+        ({"errors": [0.2, 0.0]}, "errors=[0.2, 0.0]"),
+        ({"errors": [0.2, 1.1]}, "errors=[0.2, 1.1]"),
         ({"errors": [0.2]}, "n is [2] and errors [1]"),
         ({"densities": []}, "densities is empty"),
         ({"deltas": []}, "deltas is empty"),
-        ({"deltas": [1.0, -1.0]}, "deltas is -1.0"),
+        ({"deltas": [1.0, -1.0]}, "deltas=-1.0"),
         ({"kind": "ball"}, "unknown kind of distance: 'ball'"),
     ],
 )

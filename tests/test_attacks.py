@@ -66,10 +66,10 @@ def test_before_the_sync_they_do_nothing():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: attacks.sign_flip("w", 0), "period is 0"),
-        (lambda: attacks.sign_flip("w", 1, workers=-1), "workers is -1"),
-        (lambda: attacks.noise("w", 1, scale=0.0), "scale is 0.0"),
-        (lambda: attacks.little("w", 1, scale=-1.0), "scale is -1.0"),
+        (lambda: attacks.sign_flip("w", 0), "period=0"),
+        (lambda: attacks.sign_flip("w", 1, workers=-1), "workers=-1"),
+        (lambda: attacks.noise("w", 1, scale=0.0), "scale=0.0"),
+        (lambda: attacks.little("w", 1, scale=-1.0), "scale=-1.0"),
         (lambda: brought(attacks.nan("w", 1, workers=W)), "workers is 6 of 6"),
     ],
 )

@@ -84,7 +84,7 @@ def test_every_config_has_its_flags_counted_as_tyro_reads_them():
     [
         ("nope_1", "--list shows all"),
         ("digits_mgrwa", "did you mean 'digits_mgrawa'"),
-        ("gs://a/config.json", "must be a local path"),
+        ("gs://a/config.json", "allowed is a local path"),
         (".", "is a folder"),
     ],
 )

@@ -320,8 +320,8 @@ def test_parts_that_do_not_exist_are_named(capsys, tmp_path, part, answer):
         (("--rule.perod", "4"), "--rule.period"),
         (("--rule.period", "four"), "--rule.period"),
         (("--batch_norm", "running"), "reestimate"),
-        (("--rule.period", "0"), "period is 0"),
-        (("--rule.strength", "1.5"), "strength is 1.5"),
+        (("--rule.period", "0"), "period=0"),
+        (("--rule.strength", "1.5"), "strength=1.5"),
         (("--rule.norm", "l3"), "sum_of_leaf_norms"),
         (("--batch_size", "1000"), "batch_size=1000"),
         (("--workers", "-1"), "workers=-1"),
@@ -347,8 +347,8 @@ def test_wrong_values_are_named(capsys, tmp_path, words, answer):
         ("dpsgd", ("--rule.topology", "torus(rws=2)"), "did you mean 'rows'"),
         ("dpsgd", ("--rule.compress", "int9"), "did you mean 'int8'"),
         ("sgp", ("--rule.compress", "top_k"), "sgp takes 'int8', 'bf16' or None"),
-        ("choco", ("--rule.compress", "top_k(fraction=2)"), "fraction is 2"),
-        ("matcha", ("--rule.budget", "0"), "budget is 0"),
+        ("choco", ("--rule.compress", "top_k(fraction=2)"), "fraction=2"),
+        ("matcha", ("--rule.budget", "0"), "budget=0"),
     ],
 )
 def test_wrong_graphs_and_compressors_are_named(capsys, tmp_path, rule, words, answer):

@@ -232,9 +232,9 @@ def test_a_network_with_it_learns_what_only_correlations_tell():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": 0}, "features is 0"),
-        ({"iterations": 0}, "iterations is 0"),
-        ({"norm": "fro"}, "norm is 'fro'; it must be 'trace' or 'frobenius'"),
+        ({"features": 0}, "features=0"),
+        ({"iterations": 0}, "iterations=0"),
+        ({"norm": "fro"}, "norm='fro': allowed are 'trace' or 'frobenius'"),
     ],
 )
 def test_bad_options(options, message):

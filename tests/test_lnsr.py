@@ -126,9 +126,9 @@ def test_lnsr_in_bf16_sums_in_float32_and_maps_workers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sigma": -1.0}, "sigma is -1.0"),
-        ({"sigma": 0.1, "coef": -1.0}, "coef is -1.0"),
-        ({"sigma": 0.1, "coef": {"head": -1.0}}, "coef.'head'. is -1.0"),
+        ({"sigma": -1.0}, "sigma=-1.0"),
+        ({"sigma": 0.1, "coef": -1.0}, "coef=-1.0"),
+        ({"sigma": 0.1, "coef": {"head": -1.0}}, "coef.'head'.=-1.0"),
         ({"sigma": 0.1, "noise": "gauss"}, "did you mean 'gaussian'"),
     ],
 )

@@ -228,9 +228,9 @@ def test_every_loss_by_name_is_a_mean_over_examples_in_any_shape(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coef": -0.1}, "coef is -0.1"),
-        ({"coef": math.nan}, "coef is nan"),
-        ({"coef": jnp.float32(-1)}, "coef is -1.0"),
+        ({"coef": -0.1}, "coef=-0.1"),
+        ({"coef": math.nan}, "coef=nan"),
+        ({"coef": jnp.float32(-1)}, "coef=-1.0"),
         ({"kind": "label_smooth"}, "did you mean 'label_smoothing'"),
     ],
 )
@@ -248,7 +248,7 @@ def test_bad_options(options, message):
     [
         ((2, 3), [0, 3], "labels hold 3; they must be integers in 0..2"),
         ((2, 3), [-1, 0], "labels hold -1"),
-        ((2, 3), [0.0, 1.0], "labels are float"),
+        ((2, 3), [0.0, 1.0], "labels=float"),
         ((2, 3), [0, 1, 2], "logits are .2, 3. and labels .3."),
         ((2, 1), [0, 0], "K >= 2"),
     ],

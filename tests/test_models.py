@@ -350,7 +350,7 @@ def test_dropout_follows_its_key():
     np.testing.assert_array_equal(clean, model.apply(params, state, x, False, KEY)[0])
     plain, _ = MODELS["mlp"]((6,), 3, widths=(64,)).apply(params, state, x, True)
     np.testing.assert_array_equal(clean, plain)
-    with pytest.raises(ValueError, match="key is None"):
+    with pytest.raises(ValueError, match="key=None"):
         model.apply(params, state, x, True)
 
 
@@ -483,31 +483,31 @@ def test_state_and_parameters_stay_put_in_a_compiled_step():
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "options", "message"),
     [
-        ("mlp", (8, 0), 10, {}, r"input_shape is \(8, 0\)"),
-        ("mlp", (8,), 0, {}, "num_classes is 0; it must be an integer of at least 1"),
-        ("mlp", (8,), 10, {"widths": (4, 0)}, r"widths is \(4, 0\)"),
-        ("mlp", (8,), 10, {"dropout": 1.0}, r"dropout is 1\.0; it must be a number in \[0, 1\)"),
-        ("lenet5", (28, 28), 10, {}, r"input_shape is \(28, 28\)"),
-        ("lenet5", (8, 8, 1), 10, {"field": 8}, r"input_shape is \(8, 8, 1\).*at least 16"),
-        ("lenet5", (8, 8, 1), 10, {"field": 0}, "field is 0"),
-        ("cnn", (3, 8, 1), 10, {}, r"input_shape is \(3, 8, 1\).*at least 4"),
-        ("cnn", (8, 8, 1), 10, {"features": (4,)}, r"features is \(4,\)"),
-        ("cnn", (8, 8, 1), 10, {"hidden": 0.5}, r"hidden is 0\.5"),
-        ("resnet20", (8, 8, 1), 10, {"width": 0}, "width is 0"),
-        ("resnet20", (8, 8, 1), 10, {"shortcut": "C"}, "shortcut is 'C'; it must be 'A' or 'B'"),
-        ("resnet18", (8, 8), 10, {}, r"input_shape is \(8, 8\)"),
-        ("resnet50", (8, 8, 1), 10, {"stem": "mnist"}, "stem is 'mnist'.*'cifar' or 'imagenet'"),
-        ("vgg16", (8, 8, 1), 10, {}, r"input_shape is \(8, 8, 1\).*at least 32"),
-        ("vgg16", (32, 32, 3), 10, {"hidden": (-1,)}, r"hidden is \(-1,\)"),
-        ("wide_resnet", (8, 8, 1), 10, {"depth": 20}, "depth is 20.*6 n \\+ 4"),
-        ("wide_resnet", (8, 8, 1), 10, {"depth": 4}, "depth is 4; .*at least 10"),
-        ("wide_resnet", (8, 8, 1), 10, {"dropout": -0.1}, r"dropout is -0\.1"),
-        ("transformer", (8, 8), 10, {}, r"input_shape is \(8, 8\)"),
-        ("transformer", (8,), 10, {"width": 30}, r"heads is 4; it must be a divisor.*\(30\)"),
-        ("transformer", (8,), 10, {"width": 12, "positions": "rotary"}, "heads is 4.*even"),
-        ("transformer", (8,), 10, {"positions": "sine"}, "positions is 'sine'"),
-        ("transformer", (8,), 10, {"depth": 0}, "depth is 0"),
-        ("transformer", (8,), 10, {"mlp_ratio": 0}, "mlp_ratio is 0"),
+        ("mlp", (8, 0), 10, {}, r"input_shape=\(8, 0\)"),
+        ("mlp", (8,), 0, {}, "num_classes=0: allowed are integers from 1"),
+        ("mlp", (8,), 10, {"widths": (4, 0)}, r"widths=\(4, 0\)"),
+        ("mlp", (8,), 10, {"dropout": 1.0}, r"dropout=1\.0: allowed are numbers in \[0, 1\)"),
+        ("lenet5", (28, 28), 10, {}, r"input_shape=\(28, 28\)"),
+        ("lenet5", (8, 8, 1), 10, {"field": 8}, r"input_shape=\(8, 8, 1\).*16 x 16"),
+        ("lenet5", (8, 8, 1), 10, {"field": 0}, "field=0"),
+        ("cnn", (3, 8, 1), 10, {}, r"input_shape=\(3, 8, 1\).* from 4"),
+        ("cnn", (8, 8, 1), 10, {"features": (4,)}, r"features=\(4,\)"),
+        ("cnn", (8, 8, 1), 10, {"hidden": 0.5}, r"hidden=0\.5"),
+        ("resnet20", (8, 8, 1), 10, {"width": 0}, "width=0"),
+        ("resnet20", (8, 8, 1), 10, {"shortcut": "C"}, "shortcut='C': allowed are 'A' or 'B'"),
+        ("resnet18", (8, 8), 10, {}, r"input_shape=\(8, 8\)"),
+        ("resnet50", (8, 8, 1), 10, {"stem": "mnist"}, "stem='mnist'.*'cifar' or 'imagenet'"),
+        ("vgg16", (8, 8, 1), 10, {}, r"input_shape=\(8, 8, 1\).* from 32"),
+        ("vgg16", (32, 32, 3), 10, {"hidden": (-1,)}, r"hidden=\(-1,\)"),
+        ("wide_resnet", (8, 8, 1), 10, {"depth": 20}, "depth=20.*6 n \\+ 4"),
+        ("wide_resnet", (8, 8, 1), 10, {"depth": 4}, "depth=4"),
+        ("wide_resnet", (8, 8, 1), 10, {"dropout": -0.1}, r"dropout=-0\.1"),
+        ("transformer", (8, 8), 10, {}, r"input_shape=\(8, 8\)"),
+        ("transformer", (8,), 10, {"width": 30}, r"heads=4"),
+        ("transformer", (8,), 10, {"width": 12, "positions": "rotary"}, "heads=4.*even"),
+        ("transformer", (8,), 10, {"positions": "sine"}, "positions='sine'"),
+        ("transformer", (8,), 10, {"depth": 0}, "depth=0"),
+        ("transformer", (8,), 10, {"mlp_ratio": 0}, "mlp_ratio=0"),
     ],
 )
 def test_wrong_arguments(name, shape, classes, options, message):
@@ -523,5 +523,5 @@ def test_number_of_tokens():
 
     assert tokens(3, "learned").shape == (1, 3, 9)
     assert tokens(5, "rotary").shape == (1, 5, 9)
-    with pytest.raises(ValueError, match=r"x\.shape is \(1, 5\).*at most 4"):
+    with pytest.raises(ValueError, match=r"x\.shape=\(1, 5\).*at most 4"):
         tokens(5, "learned")

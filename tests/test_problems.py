@@ -250,12 +250,12 @@ def test_from_the_command_line(parts, reported, tmp_path):
         (["data=digit_attributes"], "logits are [8, 4] and labels [8, 4]"),
         (["task=multi_head"], "heads of the data set is ()"),
         ([HEADED[0], "task=multi_head(weights={'parities': 1.0})"], "did you mean 'parity'"),
-        ([HEADED[0], "task=multi_head(weights={'parity': -1.0})"], "weights['parity'] is -1.0"),
+        ([HEADED[0], "task=multi_head(weights={'parity': -1.0})"], "weights['parity']=-1.0"),
         (["task=lnsr"], "needs the option 'sigma'"),
-        (["task=lnsr(sigma=-1.0)"], "sigma is -1.0"),
+        (["task=lnsr(sigma=-1.0)"], "sigma=-1.0"),
         (["task=lnsr(sigma=0.1, layer='head')"], "layer with others above it"),
         (["task=lnsr(sigma=0.1, coef={'hidden_0': 1.0})"], "unknown layer of coef"),
-        (["model=resnet20(isqrt_cov=0)"], "isqrt_cov is 0"),
+        (["model=resnet20(isqrt_cov=0)"], "isqrt_cov=0"),
     ],
 )
 def test_what_does_not_fit_is_refused(parts, said, tmp_path, capsys):

@@ -114,7 +114,7 @@ def test_optax_can_map_its_parameters():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: reset_every(optax.sgd(0.1), 0), "period is 0"),
+        (lambda: reset_every(optax.sgd(0.1), 0), "period=0"),
         (
             lambda: rules.compose(optax.sgd(0.1), "average_gradients", "w", reset_inner=True),
             "reset_inner is True; .* which average_gradients does not",

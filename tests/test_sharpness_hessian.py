@@ -240,21 +240,21 @@ def test_on_a_linear_model_the_two_curvatures_agree(network):
 @pytest.mark.parametrize(
     ("measure", "options", "message"),
     [
-        ("trace", {"num_samples": 1}, "num_samples is 1"),
+        ("trace", {"num_samples": 1}, "num_samples=1"),
         (
             "trace",
             {"probes": "uniform"},
-            "probes is 'uniform'; it must be one of 'signs', 'normal'",
+            "probes='uniform': allowed are 'signs', 'normal'",
         ),
-        ("trace", {"parallel": 0}, "parallel is 0"),
-        ("trace", {"num_steps": -1}, "num_steps is -1"),
-        ("trace", {"curvature": "fisher"}, "curvature is 'fisher'"),
+        ("trace", {"parallel": 0}, "parallel=0"),
+        ("trace", {"num_steps": -1}, "num_steps=-1"),
+        ("trace", {"curvature": "fisher"}, "curvature='fisher'"),
         ("trace", {"curvature": "ggn"}, "must be a Problem"),
-        ("trace", {"key": None}, "key is None"),
-        ("largest_eigenvalue", {"num_steps": 0}, "num_steps is 0"),
-        ("largest_eigenvalue", {"key": None}, "key is None"),
-        ("effective_dimension", {"shift": 0.0}, "shift is 0.0"),
-        ("frobenius_norm", {"num_samples": 2.5}, "num_samples is 2.5"),
+        ("trace", {"key": None}, "key=None"),
+        ("largest_eigenvalue", {"num_steps": 0}, "num_steps=0"),
+        ("largest_eigenvalue", {"key": None}, "key=None"),
+        ("effective_dimension", {"shift": 0.0}, "shift=0.0"),
+        ("frobenius_norm", {"num_samples": 2.5}, "num_samples=2.5"),
     ],
 )
 def test_wrong_arguments(measure, options, message):

@@ -462,11 +462,11 @@ def test_hyper_parameters_can_be_injected():
 @pytest.mark.parametrize(
     ("hyper", "message"),
     [
-        ({"damping": 0.0}, "damping is 0.0; it must be a finite number above 0"),  # singular
-        ({"damping": -1.0}, "damping is -1.0"),
-        ({"damping": np.nan}, "damping is nan"),
-        ({"averaging": 0.0}, "averaging is 0.0"),
-        ({"averaging": 1.5}, "averaging is 1.5"),
+        ({"damping": 0.0}, "damping=0.0: allowed are finite numbers above 0"),  # singular
+        ({"damping": -1.0}, "damping=-1.0"),
+        ({"damping": np.nan}, "damping=nan"),
+        ({"averaging": 0.0}, "averaging=0.0"),
+        ({"averaging": 1.5}, "averaging=1.5"),
     ],
 )
 def test_wrong_rates(make, hyper, message):
@@ -481,12 +481,12 @@ def test_without_damping_the_bound_of_a_softmax_is_singular():
 
 @pytest.mark.parametrize(("rank", "block"), [(0, 1), (2.5, 1), (2, 0), (2, None)])
 def test_wrong_rank_and_block(rank, block):
-    with pytest.raises(ValueError, match=r"rank is|block is"):
+    with pytest.raises(ValueError, match=r"rank=|block="):
         lspfb(damping=0.1, rank=rank, block=block)
 
 
 def test_rank_above_the_number_of_parameters():
-    with pytest.raises(ValueError, match="rank is 7; it must be at most the 6 parameters"):
+    with pytest.raises(ValueError, match="rank=7: allowed are integers to the 6 parameters"):
         lspfb(damping=0.1, rank=7).init(jnp.zeros((3, 2)))
 
 
@@ -529,7 +529,7 @@ def test_features_that_do_not_fit(name, params, features, message):
     [
         ([0, 1, 2], 1, "labels are 0 to 2; allowed are 0 to 1"),
         ([0, -1, 1], 1, "labels are -1"),
-        ([0, 1, 1], 0, "steps is 0"),
+        ([0, 1, 1], 0, "steps=0"),
     ],
 )
 def test_wrong_labels_and_steps(labels, steps, message):

@@ -5,8 +5,9 @@ import json
 import pytest
 from test_experiments import fails
 
-from experiments import comparison, sweep, targets
+from experiments import comparison, sweep
 from jaxdist.tasks import ACCURACY
+from jaxdist.training import targets
 
 CONFIG = "from experiments.configs.recipes import digits\nconfig = digits('{}')\n"
 
@@ -122,11 +123,11 @@ def test_a_grid_is_compared(tmp_path, capsys):
     ("words", "answer"),
     [
         ("--configs digits --rule dpsgd --seed 3", "--seeds"),
-        ("--configs digits --rule dpsgd --seeds 0 0", "--seeds are [0, 0]"),
+        ("--configs digits --rule dpsgd --seeds 0 0", "--seeds=[0, 0]"),
         ("--configs digits --rule dpsgd --seeds", "--seeds"),
         (
             "--configs digits --rule dpsgd --seeds 9999999999999999999",
-            "--seeds is 9999999999999999999",
+            "--seeds=9999999999999999999",
         ),
         ("--configs digits --rule dpsgd --rule.period 4 4", "two of the values are the same"),
         ("--configs digits --rule dpsgd --target 0.5 0.6", "--target takes one value"),
@@ -144,7 +145,7 @@ def test_a_grid_is_compared(tmp_path, capsys):
         ("--configs digits fashion_mnist --data.path nowhere", "'digits'"),
         ("--configs digits mnist", "mnist, seed 0: name='mnist' is not prepared"),
         ("--configs digits --rule dpsgd --rule.topology ring torus(rows=3)", "rows is 3"),
-        ("--configs digits --rule dpsgd --rule.period 2 0", "period is 0"),
+        ("--configs digits --rule dpsgd --rule.period 2 0", "period=0"),
         ("--configs digits --rule mgrawa dppf --bytes_budget 10", "sends at least"),
         (
             "--configs digits --rule lasgd mgrawa --overlap devices --workers 4",

@@ -309,7 +309,7 @@ def test_a_task_of_ones_own_through_all_commands(own, tmp_path):
         (["--with", "task=regresion"], "did you mean 'regression'"),
         (["--with", "task=regression(error='cubic')"], "error"),
         (["--with", "model=cnn"], "input_shape"),
-        (["--with", "task=classification"], "num_classes is 1"),
+        (["--with", "task=classification"], "num_classes=1"),
     ],
 )
 def test_what_does_not_fit_a_task_is_refused(words, said, tmp_path, capsys):
