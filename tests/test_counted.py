@@ -183,6 +183,7 @@ def test_equal_grants_are_the_ordinary_run(name):
     close(got, advanced(make())[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mgrawa", "mgrawa, random_k"])
 def test_the_centre_is_the_same_for_all_after_unequal_rounds(name):
     hyper = CENTER[name] | {"strength": 1.0, "prox": 0.0}
@@ -215,6 +216,7 @@ def alone(**options):
     return linear_run("mgrawa", hyper, **defaults | options)
 
 
+@pytest.mark.slow
 def test_a_worker_goes_by_its_own_steps():
     """After h steps of its own a worker is where it is after h steps of an ordinary run.
 

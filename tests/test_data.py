@@ -601,6 +601,7 @@ def test_loader_rejects_a_sharding_that_does_not_divide_the_batch():
 # Augmentation -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize(
     "options",

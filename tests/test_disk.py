@@ -135,6 +135,7 @@ def replace_by_a_file(folder):
     folder.write_text("in the way")
 
 
+@pytest.mark.slow
 def test_a_folder_that_became_a_file(at_save, whole, tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     at_save(10, lambda: replace_by_a_file(folder))

@@ -92,6 +92,7 @@ def test_workers_that_join_do_not_steer(rule):
             np.testing.assert_allclose(new[3], old.mean(0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_who_is_not_finite_leaves_first():
     before = spread(elastic_run(4, "local_sgd"))
     bad = before._replace(params=jax.tree.map(lambda x: x.at[1].set(jnp.nan), before.params))

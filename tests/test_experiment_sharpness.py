@@ -111,6 +111,7 @@ def test_same_command_measures_nothing_twice(measured, monkeypatch, capsys):
         sharpness.main(["--workdir", str(folder), *FEW[:4], "--measures", "lpf(num_samples=3)"])
 
 
+@pytest.mark.slow
 def test_the_distance_is_from_where_a_run_began(trained, tmp_path, capsys):
     """PAC-Bayes bounds grow with it; a start that holds other numbers since is none."""
     source, folder = tmp_path / "source", tmp_path / "run"

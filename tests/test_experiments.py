@@ -243,6 +243,7 @@ def test_overrides_reach_the_rule_and_the_run(trained, capsys, tmp_path):
     assert run.probe_period is None
 
 
+@pytest.mark.slow
 def test_options_of_every_kind_can_be_written_as_flags(trained, capsys, tmp_path):
     flags = {
         "hierarchical_sgd": ("--rule.periods", "{4: 2, 8: 4, 16: 8}"),

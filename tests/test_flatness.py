@@ -352,6 +352,7 @@ def test_splits_without_noise_make_the_gradient_of_the_whole_batch(loop):
         np.testing.assert_allclose(g, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_ways_to_loop_agree_and_unrolled_there_is_no_loop():
     params, batch = net()
     make = lambda loop: jax.jit(
@@ -885,6 +886,7 @@ def test_noise_of_the_wrapper_is_shared_without_an_axis():
 # -- NumPy's arrays and Python's numbers, outside jit ------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "loop"),
     [*((name, None) for name in flatness.ORACLES), ("lpf", "scan"), ("lpf", "vmap")],

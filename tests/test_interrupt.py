@@ -104,6 +104,7 @@ with Interrupt():
 """
 
 
+@pytest.mark.slow
 def test_twice_it_ends_what_is_stuck():
     child = subprocess.Popen(
         [sys.executable, "-c", STUCK],

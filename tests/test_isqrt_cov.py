@@ -126,6 +126,7 @@ def backward(x, g, iterations, norm):
     return centred @ (dcov + dcov.T) / len(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("iterations", [1, 3, 5])
 def test_the_gradient_is_the_hand_written_one_and_that_of_differences(norm, iterations):

@@ -160,6 +160,7 @@ def test_every_model_has_a_case():
     assert CASES.keys() == MODELS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_shapes_and_trees(name):
     shape, classes = CASES[name], 10

@@ -79,6 +79,7 @@ def test_a_bound_on_the_delay_blocks():
     assert arrivals[:, 8:14].any()
 
 
+@pytest.mark.slow
 def test_those_that_have_arrived_are_merged():
     rule = {"period": 4, "quorum": 7, "arrived": None}
     run = build(config("decoupled", rule=rule, asynchronous=True))

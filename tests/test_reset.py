@@ -34,6 +34,7 @@ def problem(num):
     return np.tile(rng.normal(size=3), (num, 1)), rng.normal(size=(STEPS, num, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_clients_start_with_a_fresh_optimizer(layout):
     num = NUM_WORKERS[layout]

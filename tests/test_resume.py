@@ -310,6 +310,7 @@ def test_damaged_checkpoint(damage, half, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_from_the_checkpoint_before_a_damaged_one(whole, half):
     shutil.rmtree(half / "checkpoints" / "5")
     train(full_run(), half, progress=False)

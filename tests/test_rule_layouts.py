@@ -143,6 +143,7 @@ SHARED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("layout", HERE)
 def test_what_collectives_give_to_all_can_be_a_shared_output(layout, name):

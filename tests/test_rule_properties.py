@@ -342,6 +342,7 @@ def test_contract_types_and_compiles(name, dtype):
     assert jax.tree.all(jax.tree.map(lambda p: p.dtype == dtype, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETER_RULES)
 def test_contract_one_worker_and_frozen_leaves(name):
     """With one worker a sync changes nothing; with a masked leaf it is left alone."""

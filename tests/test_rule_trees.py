@@ -54,6 +54,7 @@ def test_with_all_leaves_masked_nothing_happens(name):
     assert kinds(trace(optax.masked(make(name), False), x)) == stacked_kinds(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_can_be_for_a_part_of_a_tree(name):
     x = {"a": jnp.ones(3), "b": {"c": jnp.ones((2, 2)), "d": jnp.ones(())}}

@@ -92,6 +92,7 @@ def test_errors_of_sigma_are_those_of_the_estimate():
     np.testing.assert_allclose(scores.std(), 1, atol=0.2)
 
 
+@pytest.mark.slow
 def test_pac_bayes_is_the_bound_of_that_noise():
     options = {"num_samples": 50, "parallel": 50}
     initial = jax.tree.map(lambda x: x - 0.5, PARAMS)

@@ -99,6 +99,7 @@ def test_all_measures_of_a_network_against_the_dense_matrix(network, curvature):
     assert norm.error is None
 
 
+@pytest.mark.slow
 def test_one_batch_and_several_give_the_same_products(network):
     problem, params, (x, y), _ = network
     one = x.reshape(1, 12, 3), y.reshape(1, 12)

@@ -273,6 +273,7 @@ def test_the_whole_batch_is_batch_majorisation():
     np.testing.assert_allclose(path[-1], want, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [spfb, lspfb])
 def test_small_batches_lead_to_the_optimum_of_lbfgs(make):
     x, labels = classification()

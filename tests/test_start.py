@@ -102,6 +102,7 @@ def test_what_is_not_there_is_named(source, call, said):
         call(source)
 
 
+@pytest.mark.slow
 def test_load_is_at_the_top_and_takes_a_run_of_ones_own(tmp_path, without_plots):
     """BatchNorm's statistics are those that the evaluation takes, of a run that re-estimates."""
     run = tiny_run(num=2, devices=2, model=norm_net(), batch_norm="reestimate", rule="local_sgd")

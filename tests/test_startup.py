@@ -142,6 +142,7 @@ def steps_in(trace):
     return sorted(numbers)
 
 
+@pytest.mark.slow
 def test_profile_of_a_run(tmp_path, capsys):
     """A trace of steps after the first, with XLA's operations in it, at the path that is told."""
     train(tiny_run(steps=12), tmp_path, profile=True)

@@ -54,6 +54,7 @@ def test_a_grid_of_names_has_folders_that_can_be_made(trained, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_several_rules_are_a_part_of_the_grid(trained, tmp_path):
     """Fails if a rule is not put in, or its options are not its own."""
     words = "--configs digits --rule mgrawa local_sgd --steps 2 --seeds 0 1"
@@ -119,6 +120,7 @@ def test_a_grid_is_compared(tmp_path, capsys):
     assert "The target is test_loss <= 100 in an evaluation." in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

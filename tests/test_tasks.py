@@ -63,6 +63,7 @@ def evaluated(task, dataset, **layout):
 LAYOUTS = [{}, {"devices": 1}, {"num": 6, "devices": 2}, {"num": 3, "devices": 3}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_classification(layout, monkeypatch):
     """In several chunks, the last of which is padded."""

@@ -109,6 +109,7 @@ def spy(run):
     return dataclasses.replace(run, tx=tx)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [8, 1])
 def test_probe_gradient(devices):
     """On sync steps: of the summed loss of an unaugmented batch of the whole set, in train mode."""

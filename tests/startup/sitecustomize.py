@@ -5,6 +5,7 @@ an entry is written at once, for processes that read it meanwhile or are killed,
 other than the first of several write entries. The processes of an index share a folder.
 """
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import os
@@ -12,13 +13,14 @@ import sys
 
 
 def _at_once(lru_cache):
-    """An entry is there as a whole or not at all."""
+    """An entry is there as a whole or, as on a full disk, not at all."""
 
     def put(self, key, value):
         path = self.path / f"{key}{lru_cache._CACHE_SUFFIX}"
         part = path.with_name(f"{path.name}.{os.getpid()}")
-        part.write_bytes(value)
-        part.replace(path)
+        with contextlib.suppress(OSError):
+            part.write_bytes(value)
+            part.replace(path)
 
     lru_cache.LRUCache.put = put
 
