@@ -221,7 +221,7 @@ def test_bad_gaussians():
     for dim, test, message in (
         (2, None, "dim is 2; the features vary in 1 directions"),
         (0, None, "dim=0"),
-        (1, np.zeros((4, 2)), "test_features are [4, 2]"),
+        (1, np.zeros((4, 2)), "test_features=[4, 2]"),
         (1, np.full((4, 3), np.nan), "test_features hold nan"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
