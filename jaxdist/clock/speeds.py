@@ -45,7 +45,7 @@ class Speeds:
         self.check_worker(worker)
         steps = np.asarray(step)
         if steps.dtype.kind not in "iu" or (steps < 0).any():
-            raise ValueError(f"step={step}: allowed are integers from 0")
+            raise ValueError(f"step={step!r}: allowed are integers from 0")
         times = np.asarray(self.of(worker, steps), np.float64)
         wrong = ~((times > 0) & (times < np.inf))
         if wrong.any():
