@@ -176,7 +176,8 @@ def test_shannon_entropy():
     for scale, truth in [(0.0, np.log(5)), (1e6, 0.0)]:
         found = sharpness.shannon_entropy(problem, {"scale": jnp.float32(scale)}, data=data)
         np.testing.assert_allclose(found.value, truth, atol=1e-6)
-    masked = Problem(lambda params, x: jnp.array([[0.0, 0.0, -jnp.inf]]) + 0 * params["scale"])
+    ends = jnp.array([[0.0, 0.0, -jnp.inf]] * 3)
+    masked = Problem(lambda params, x: ends + 0 * params["scale"])
     found = sharpness.shannon_entropy(masked, {"scale": jnp.float32(1)}, data=data)
     np.testing.assert_allclose(found.value, np.log(2), rtol=1e-6)
     p = np.exp(np.asarray(x, np.float64))
