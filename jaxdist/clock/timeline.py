@@ -55,7 +55,8 @@ class Timeline:
         """
         steps = np.asarray(step)
         if steps.dtype.kind not in "iu" or ((steps < 0) | (steps >= len(self.finish))).any():
-            raise ValueError(f"step={step!r}: allowed are integers from 0 to {len(self.finish) - 1}")
+            last = len(self.finish) - 1
+            raise ValueError(f"step={step!r}: allowed are integers from 0 to {last}")
         return self.finish.max(1)[steps]
 
     @property
