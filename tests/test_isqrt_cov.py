@@ -244,5 +244,5 @@ def test_bad_options(options, message):
     if "features" not in options:
         with pytest.raises(ValueError, match=message):
             isqrt_cov(jnp.ones((2, 3)), **options)
-    with pytest.raises(ValueError, match="features_in is 0"):
+    with pytest.raises(ValueError, match="features_in=0"):
         ISqrtCov(0, nnx.Rngs(0))

@@ -330,7 +330,7 @@ def test_reestimate_ignores_dropout_and_needs_no_key():
 
 def test_reestimate_without_statistics():
     model = Model(lambda key: ({}, {}), lambda params, state, x, train, key=None: (x, state))
-    with pytest.raises(ValueError, match=r"model\.statistics is None"):
+    with pytest.raises(ValueError, match=r"model\.statistics=None"):
         reestimate(model, {}, {}, jnp.ones(3), 0)
 
 

@@ -48,7 +48,7 @@ def test_multi_label(layout, monkeypatch):
 
 
 def test_without_any_label_f1_is_0():
-    zeros = {name: np.zeros(K) for name in ("hit", "told", "has", "hamming_loss")}
+    zeros = {name: np.zeros(K) for name in ("hit", "predicted", "has", "hamming_loss")}
     found = TASKS["multi_label"](MODELS["mlp"]((2,), K), digit_attributes()).report(
         zeros | {"subset_accuracy": 1.0, "loss": 0.1}, N
     )

@@ -79,7 +79,7 @@ WRONG = [
 @pytest.mark.parametrize(("name", "outputs", "y"), WRONG)
 def test_tasks_refuse_outputs_and_targets_that_do_not_fit(name, outputs, y):
     for numbers in both(name, outputs, y):
-        with pytest.raises(ValueError, match=r"must|allowed are those"):
+        with pytest.raises(ValueError, match=r"must|allowed"):
             numbers()
 
 
@@ -102,7 +102,7 @@ def test_the_cross_entropy_refuses_what_would_broadcast(logits, labels):
 
 
 def test_the_cross_entropy_refuses_real_labels():
-    with pytest.raises(ValueError, match="must be integers"):
+    with pytest.raises(ValueError, match="allowed are integers"):
         cross_entropy(jnp.zeros((5, 3)), jnp.zeros(5))
 
 
@@ -116,7 +116,7 @@ def test_normalize_takes_one_number_a_channel(shape, mean, std):
 
 @pytest.mark.parametrize("options", [{"crop": 1}, {"flip": True}, {"cutout": 2}])
 def test_augmentation_takes_batches_of_images(options):
-    with pytest.raises(ValueError, match=r"x is \[8, 8, 3\]"):
+    with pytest.raises(ValueError, match=r"x.shape=\[8, 8, 3\]"):
         make_augment(**options)(jnp.zeros((8, 8, 3)), jax.random.key(0))
 
 

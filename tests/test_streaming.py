@@ -96,7 +96,7 @@ def test_masked_leaves_have_no_label():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"number": 5}, "fragments is 5; it must be at most the 4 leaves"),
+        ({"number": 5}, "fragments=5: allowed are integers to the 4 leaves"),
         ({"number": 2, "layer_axis": 1}, "layer_axis is 1; leaf 'embed' has 1 axes"),
         ({"number": 2, "labels": lambda path: 2}, r"labels has 2 for leaf 'embed'; .* 0..1"),
         ({"number": 2, "labels": lambda path: None}, "labels has None for leaf 'embed'"),
