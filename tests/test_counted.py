@@ -292,7 +292,7 @@ EVEN = np.full((3, W), 4)
     ("options", "message"),
     [
         ({"trigger": 5}, "trigger=5: allowed are integers from 1 that divide the steps, 12"),
-        ({"trigger": 0}, "Asynchronous: trigger is 0; it must be an integer of at least 1"),
+        ({"trigger": 0}, "Asynchronous: trigger=0: allowed are integers from 1"),
         ({"trigger": 4, "grants": EVEN[:2]}, r"grants is .*\[rounds, W\] = \[3, 4\]"),
         ({"trigger": 4, "grants": EVEN[:, :3]}, "grants is "),
         ({"trigger": 4, "grants": EVEN[0]}, "grants is "),
