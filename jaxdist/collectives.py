@@ -331,9 +331,8 @@ def _permute(x: jax.Array, axis: Axis, source: np.ndarray) -> jax.Array:
     row = lambda at: lax.dynamic_index_in_dim(rows, at, keepdims=False)
     received = jnp.where(jnp.asarray(stays)[here, slot], row(at), jnp.zeros_like(x))
     for pairs, send, receive in moves.rounds(np.where(stays, -1, source)):
-        if outer is None or not _on_mesh(
-            outer
-        ):  # under vmap all take part; nobody looks at what comes besides
+        if outer is None or not _on_mesh(outer):
+            # Under vmap a permutation is of all; what the idle receive is not looked at.
             idle = [{*range(len(source))} - {pair[side] for pair in pairs} for side in (0, 1)]
             pairs = pairs + list(zip(*idle, strict=True))
         arrived = lax.ppermute(row(jnp.asarray(send)[here]), outer, pairs)
