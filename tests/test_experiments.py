@@ -455,7 +455,7 @@ def test_list_shows_every_config(capsys):
 
 def test_every_option_of_every_factory_is_documented():
     """What has no line in the Args section has no help on the command line."""
-    needed = {"path": "x", "name": "x", "periods": {1: 1}, "transition_steps": 9}
+    needed = {"path": "x", "name": "x", "periods": {1: 1}, "transition_steps": 9, "sigma": 1.0}
     for slot, table in SLOTS.items():
         for name, factory in table.items():
             for option in component(slot, name, **_required(factory, needed)).options():
