@@ -78,7 +78,7 @@ class Component:
         return {"factory": self.factory} | ({"import": file} if file else {}) | options
 
 
-def component(slot: str, factory: str, **options) -> Component:
+def component(slot: str, factory: str, **options: object) -> Component:
     """Names a factory and some of its options; the others keep the factory's defaults.
 
     Args:
