@@ -11,6 +11,13 @@ from pathlib import Path
 SECONDS = 150
 """How long the processes may take before they are killed."""
 
+ROOT = Path(__file__).parents[1]
+
+
+def python_path() -> str:
+    """Where a process of a test finds the tests, and what pytest's process was given."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
 
 def free_port():
     with socket.socket() as probe:
@@ -24,11 +31,9 @@ def started(num: int, code: str, *args: object) -> Iterator[list[subprocess.Pope
 
     Under JAX's runtime a process does not heed SIGTERM, so it is SIGKILL.
     """
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH")]
     environment: Mapping[str, str] = {
         **{name: v for name, v in os.environ.items() if not name.startswith("JAX_")},
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONPATH": python_path(),
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(num),

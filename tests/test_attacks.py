@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import optax
 import pytest
-from ways import advanced
 
 from experiments import configs
 from experiments.studies.bad_workers import run as bad_workers
 from jaxdist import attacks
 from jaxdist.config import build, from_plain, read_component
+from tests.training.ways import advanced
 
 W, BAD, D = 6, 2, 4
 RNG = np.random.default_rng(0)

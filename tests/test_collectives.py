@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layouts import LAYOUTS, NUM_WORKERS
 
 from jaxdist import Workers, collectives, names, traffic
 from jaxdist.workers import force_host_devices, unroll
+from tests.layouts import LAYOUTS, NUM_WORKERS
 
 
 @pytest.fixture(params=LAYOUTS)

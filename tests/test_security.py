@@ -13,8 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_report import EVIL, lines_of, make, written
-from tiny_runs import tiny_run
 
 from experiments import configs
 from jaxdist import topology
@@ -24,6 +22,8 @@ from jaxdist.data.tfds import _fit
 from jaxdist.names import parse
 from jaxdist.training import record, train
 from jaxdist.training.checkpoint import Checkpoints, checksum
+from tests.experiments.test_report import EVIL, lines_of, make, written
+from tests.training.tiny_runs import tiny_run
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_tasks import run_of
 
 from jaxdist import collectives, robust, rules, topology
 from jaxdist.data import TokenSource, diabetes, digit_sequences, digits, make_augment, normalize
@@ -23,6 +22,7 @@ from jaxdist.training.feed import Feed
 from jaxdist.training.state import abstract
 from jaxdist.training.step import make_step
 from jaxdist.trees import check_alike
+from tests.tasks.test_tasks import run_of
 
 
 @pytest.fixture(autouse=True)
