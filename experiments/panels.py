@@ -108,9 +108,9 @@ def read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
         try:
             pairs = json.loads(Path(text).read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"labels={text!r} is neither NAME=LABEL nor JSON: {error}") from None
+            raise ValueError(f"labels={text!r}: allowed are NAME=LABEL or JSON ({error})") from None
         if not isinstance(pairs, dict):
-            raise ValueError(f"labels={text!r} holds no JSON object of names and labels")
+            raise ValueError(f"labels={text!r}: allowed is a JSON object of names and labels")
         labels |= {name: str(label) for name, label in pairs.items()}
     for name in labels:
         lookup(dict.fromkeys(names), name, "label of a configuration")

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with cli.clean_errors(args.traceback):
         if args.out is None and len(args.workdir) > 1:
-            raise ValueError("out is None: with several workdirs it must say where the page goes")
+            raise ValueError("out=None: allowed with several workdirs is where the page goes")
         if args.width is not None and args.figures is None:
             raise ValueError(f"--width {args.width} would change nothing: it is that of --figures")
         out = args.out or args.workdir[0] / PAGE

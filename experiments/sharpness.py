@@ -77,11 +77,11 @@ def _measure_all(args: argparse.Namespace) -> None:
             "(all examples) and from 1"
         )
     if len(folders) > 1 and args.out is None and len(args.workdir) > 1:
-        raise ValueError("out is None: with several workdirs it must say where the comparison goes")
+        raise ValueError("out=None: allowed with several workdirs is where the comparison goes")
     if len(folders) == 1 and args.out is not None:
         raise ValueError(
-            f"out={str(args.out)!r} is where a comparison goes; one run's measures go to "
-            f"{folders[0] / FOLDER}"
+            f"out={str(args.out)!r}: allowed with one run is none, as it is where a comparison "
+            f"goes; one run's measures go to {folders[0] / FOLDER}"
         )
 
     from experiments import sharpness_report as report

@@ -170,9 +170,15 @@ def _checked(
                 if arguments.bytes_budget is not None:
                     config = within(config, arguments.bytes_budget)
                 run, _ = paced(config)
+                folder = _folder(workdir, name, seed)
+                record.check_free(folder, run)
+                if run.start is not None and not steps_in(folder / record.CHECKPOINTS):
+                    run.start.given(jax.eval_shape(functools.partial(initial_model, run)))
+                todo[name, seed] = config
+                if seed != seeds[0]:  # what follows is alike with all
+                    continue
                 ignored.check(config, run, given)
                 make_advance(run, traffic_of(run))
-                record.check_free(_folder(workdir, name, seed), run)
                 first = headline or run.task.headline
                 if (headline := run.task.headline) != first:
                     raise ValueError(
@@ -185,12 +191,8 @@ def _checked(
                         targets.check(target, evaluated(run))
                 if run.until is not None:
                     targets.check(run.until, evaluated(run), argument="until")
-                folder = _folder(workdir, name, seed)
-                if run.start is not None and not steps_in(folder / record.CHECKPOINTS):
-                    run.start.given(jax.eval_shape(functools.partial(initial_model, run)))
             except ValueError as error:
                 raise ValueError(f"{name}, seed {seed}: {error}; nothing was trained") from error
-            todo[name, seed] = config
     return todo
 
 
@@ -256,7 +258,10 @@ def within(config: "Config", budget: float) -> "Config":
 
     run, rule = build(config), config.rule
     if "period" not in rule.options():
-        raise ValueError(f"bytes_budget={budget:g}: the rule {run.rule!r} has no period to choose")
+        raise ValueError(
+            f"bytes_budget={budget:g}: allowed are rules with a period to choose; {run.rule!r} has "
+            f"no period"
+        )
     params, _ = jax.eval_shape(run.task.init, jax.random.key(0))
     drop = config.drop(run.sampler.steps_per_epoch, total_steps=run.steps, axis=run.workers.axis)
     optimizer = optax.chain(config.optimizer(0.0), drop)
@@ -271,7 +276,8 @@ def within(config: "Config", budget: float) -> "Config":
     if index == len(periods):
         least = sent(periods[-1])
         raise ValueError(
-            f"bytes_budget={budget:g}: the rule {run.rule!r} sends at least {least:,} bytes"
+            f"bytes_budget={budget:g}: allowed are bytes from {least:,}; the rule {run.rule!r} "
+            f"sends at least as many"
         )
     return dataclasses.replace(config, rule=dataclasses.replace(rule, period=periods[index]))
 

@@ -151,7 +151,10 @@ def _attack(axis, period, workers, craft: Craft) -> optax.GradientTransformation
         """What each worker brings to the sync, as updates."""
         num, me = collectives.size(axis), collectives.index(axis)
         if workers >= num:
-            raise ValueError(f"workers is {workers} of {num}; at least one must be good")
+            raise ValueError(
+                f"workers={workers} of {num}: allowed are at most {num - 1}, so that at least one "
+                f"is good"
+            )
         x = wide(optax.apply_updates(params, updates))
         honest = (me < num - workers) & base.healthy(x)
         mean, _ = collectives.mean(x, axis, honest, otherwise=x)
@@ -165,7 +168,9 @@ def _attack(axis, period, workers, craft: Craft) -> optax.GradientTransformation
 
     def update(updates, state, params=None, *, step=None, only=base.PARTS, **_):
         if params is None:
-            raise ValueError("params is None; an attack needs tx.update(updates, state, params)")
+            raise ValueError(
+                "params=None: allowed for an attack is tx.update(updates, state, params)"
+            )
         step, does = state.count if step is None else step, base.parts(only)
         new = step % period == 0
         start = jax.tree.map(lambda p, s: jnp.where(new, p.astype(s.dtype), s), params, state.start)

@@ -23,8 +23,8 @@ def size(axis: Axis) -> int:
         there = [name for name in WORKERS if name in bound]
         hint = f" (bound are {there}; Workers.axis is the axis to use)" if there else ""
         raise ValueError(
-            f"axis {axis!r} is not bound here; call this inside Workers.spmd, jax.shard_map or "
-            f"jax.vmap with axis_name={axis!r}{hint}"
+            f"axis={axis!r} is not bound here: allowed is a call inside Workers.spmd, "
+            f"jax.shard_map or jax.vmap with axis_name={axis!r}{hint}"
         )
     if {*names} & {*WORKERS}:
         outer, inner = WORKERS
@@ -33,8 +33,9 @@ def size(axis: Axis) -> int:
         )
         if part or (len(names) > 1 and names != WORKERS):
             raise ValueError(
-                f"axis is {axis!r}, but workers are on {WORKERS!r} here, several on a device: only "
-                f"some of them would take part. Use Workers.axis, which is right on any devices"
+                f"axis={axis!r}: allowed is Workers.axis, which is right on any devices; workers "
+                f"are on {WORKERS!r} here, several on a device, and only some of them would take "
+                f"part"
             )
     return math.prod(bound[name] for name in names)
 

@@ -35,7 +35,7 @@ def check_integer(name: str, value: Any, least: int) -> None:
 def check_scalar(name: str, value: Any) -> None:
     """Raises a ValueError unless `value` is one number, traced or not."""
     if shape := np.shape(value):
-        raise ValueError(f"{name} has the shape {list(shape)}; it must be a scalar")
+        raise ValueError(f"{name} of shape {list(shape)}: allowed is a scalar")
 
 
 def check_period(name: str, value: Any) -> None:
@@ -98,4 +98,4 @@ def local_path(name: str, value: Any) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{name} is {text!r}: {error}") from None
+        raise ValueError(f"{name}={text!r}: allowed is ~ of a known user ({error})") from None

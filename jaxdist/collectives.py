@@ -207,8 +207,8 @@ def permute(tree: Tree, axis: Axis, source: Sequence[int]) -> Tree:
     senders = source[source != -1].tolist()
     if source.shape != (num,) or sorted(set(senders) & {*range(num)}) != sorted(senders):
         raise ValueError(
-            f"source is {source.tolist()}; it must have {num} entries, each of 0 to {num - 1} at "
-            f"most once and -1 for the rest"
+            f"source={source.tolist()}: allowed are {num} entries, each of 0 to {num - 1} at most "
+            f"once and -1 for the rest"
         )
     return on_flat(lambda x: _permute(x, axis, source), tree)
 
@@ -305,8 +305,8 @@ def _check_weight(weight: Tree, tree: Tree) -> None:
         fits = [n in (1, m) for n, m in zip(reversed(own), reversed(wanted), strict=False)]
         if len(own) > len(wanted) or not all(fits):
             raise ValueError(
-                f"weight has the shape {list(own)} for a leaf of {list(wanted)}; it must be a "
-                f"scalar, or broadcast to the leaf"
+                f"weight of shape {list(own)} for a leaf of {list(wanted)}: allowed is a scalar, "
+                f"or what broadcasts to the leaf"
             )
 
 

@@ -3,8 +3,6 @@
 import collections
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 Round = tuple[list[tuple[int, int]], np.ndarray, np.ndarray]
 
@@ -17,6 +15,8 @@ def rounds(source: np.ndarray) -> list[Round]:
     regular, of the largest degree, and then it is a union of as many perfect matchings (Koenig). A
     round is (device pairs, the slot that each device sends, the slot in which each receives or -1).
     """
+    from scipy.sparse import csgraph, csr_array  # imported here: it takes long, and few need it
+
     num, k = source.shape
     moves = collections.defaultdict(list)
     counts = np.zeros((num, num), int)
@@ -29,7 +29,7 @@ def rounds(source: np.ndarray) -> list[Round]:
         counts[a, b] += np.minimum(degree - counts[a].sum(), degree - counts[:, b].sum())
     result = []
     for _ in range(degree):
-        target = maximum_bipartite_matching(csr_array(counts), perm_type="column")
+        target = csgraph.maximum_bipartite_matching(csr_array(counts), perm_type="column")
         pairs, send, receive = [], np.zeros(num, int), np.full(num, -1)
         for a, b in enumerate(target):
             counts[a, b] -= 1

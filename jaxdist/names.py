@@ -59,7 +59,7 @@ def parse(
         [('torus', {'rows': 4}), ('torus', {})]
     """
     wrong = ValueError(
-        f"{kind} {text!r} cannot be read; write a name, or calls as 'name(option=1), name'"
+        f"{kind} {text!r} cannot be read: allowed are a name, and calls as 'name(option=1), name'"
     )
     try:
         body = ast.parse(text.strip(), mode="eval").body
@@ -103,7 +103,7 @@ def make_one(
         raise ValueError(f"{argument}={spec!r}: allowed is text, a {kind.__name__} or None")
     calls = parse(table, spec, noun)
     if len(calls) != 1:
-        raise ValueError(f"{argument} is {spec!r}; it must name one {noun}")
+        raise ValueError(f"{argument}={spec!r}: allowed is the name of one {noun}")
     ((name, options),) = calls
     return table[name](**options)
 

@@ -46,7 +46,7 @@ def num_workers(tree: Tree) -> int:
     """
     leaves = jax.tree.leaves_with_path(tree)
     if not leaves:
-        raise ValueError("tree has no leaves; there must be some, each of shape [W, ...]")
+        raise ValueError("tree has no leaves: allowed are one or more, each of shape [W, ...]")
     lengths: dict[Any, str] = {}
     for path, x in leaves:
         shape = jnp.shape(x)
@@ -55,7 +55,7 @@ def num_workers(tree: Tree) -> int:
         listed = ", ".join(
             f"{name} has {'no axis' if n is None else n}" for n, name in lengths.items()
         )
-        raise ValueError(f"leading axes: {listed}; all leaves must have the same one, W")
+        raise ValueError(f"leading axes of {listed}: allowed is the same one for all leaves, W")
     return next(iter(lengths))
 
 
@@ -66,7 +66,7 @@ def stack(trees: Sequence[Tree]) -> Tree:
         ValueError: if there are none, or they differ in structure or in the shapes of leaves.
     """
     if not trees:
-        raise ValueError("trees is empty; there must be one for each worker")
+        raise ValueError(f"trees={trees}: allowed is one for each worker")
     for i, tree in enumerate(trees):
         check_alike(tree, trees[0], f"trees[{i}]", "trees[0]")
     return _stack(list(trees))
@@ -99,7 +99,7 @@ def replicate(tree: Tree, num: int) -> Tree:
         ValueError: if `num` < 1.
     """
     if num < 1:
-        raise ValueError(f"num is {num}; at least 1 worker is needed")
+        raise ValueError(f"num={num}: allowed are integers from 1")
     return _replicate(tree, num=num)
 
 
@@ -199,7 +199,7 @@ def resize(tree: Tree, num: int, new: Tree | None = None) -> Tree:
         ValueError: if `num` < 1, or `new` is not as the tree of a worker.
     """
     if num < 1:
-        raise ValueError(f"num is {num}; at least 1 worker is needed")
+        raise ValueError(f"num={num}: allowed are integers from 1")
     num_workers(tree)
     if new is not None:
         check_alike(new, jax.eval_shape(lambda t: _worker(t, 0), tree), "new", "a worker's tree")

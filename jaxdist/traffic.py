@@ -227,10 +227,8 @@ def compiled(hlo: str) -> list[Collective]:
     for line in hlo.splitlines():
         if (match := _OPERATION.search(line)) is None:
             continue
-        arrays = _ARRAY.findall(match["type"])
-        if match["start"] and match["kind"] in ("all-gather", "collective-permute"):
-            arrays = arrays[len(arrays) // 2 :][:1]  # (operand, result[, contexts])
-        size = sum(_bytes(dtype, shape) for dtype, shape in arrays)
+        first = match["start"] and match["kind"] in ("all-gather", "collective-permute")
+        size = array_bytes(match["type"], result_of_start=bool(first))
         groups = _GROUPS.search(match["rest"])
         members, messages = int(devices[1]) if devices else 1, 0
         if groups:
@@ -251,6 +249,21 @@ def _along(mesh: str, axes: str) -> int:
     lengths = dict(re.findall(r"'?(\w+)'?=(\d+)", mesh))
     along = re.findall(r"'?(\w+)'?(?::\(\d+\)(\d+))?", axes)
     return math.prod(int(part or lengths[name]) for name, part in along)
+
+
+def array_bytes(hlo_type: str, *, result_of_start: bool = False) -> int:
+    """The bytes of the arrays of an HLO type, as `f32[2,3]` or `(f32[2], u32[])`.
+
+    Args:
+        hlo_type: the type.
+        result_of_start: whether it is that of an instruction that starts another one: (operands,
+            results[, contexts]), of which the results count; a context is u32[].
+    """
+    arrays = _ARRAY.findall(hlo_type)
+    if result_of_start:
+        arrays = [array for array in arrays if array != ("u32", "")] or arrays[:2]
+        arrays = arrays[len(arrays) // 2 :]
+    return sum(_bytes(dtype, shape) for dtype, shape in arrays)
 
 
 def _bytes(dtype: str, shape: str) -> int:

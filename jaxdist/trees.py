@@ -79,12 +79,15 @@ def apart(make: Callable[[Tree], Tree], params: Tree) -> Tree:
 def check_alike(tree: Tree, like: Tree, name: str, other: str) -> None:
     """Raises a ValueError unless `tree` has the structure and the shapes of `like`."""
     if (actual := jax.tree.structure(tree)) != (wanted := jax.tree.structure(like)):
-        raise ValueError(f"{name} is {actual}, {other} is {wanted}; they must have one structure")
+        raise ValueError(f"{name} is {actual}: allowed is the structure of {other}, {wanted}")
     pairs = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True)
     for (path, x), y in pairs:
         if jnp.shape(x) != jnp.shape(y):
             where = f"{name}{jax.tree_util.keystr(path)}"
-            raise ValueError(f"{where} has shape {jnp.shape(x)}, that of {other} {jnp.shape(y)}")
+            raise ValueError(
+                f"{where} of shape {list(jnp.shape(x))}: allowed is that of {other}, "
+                f"{list(jnp.shape(y))}"
+            )
 
 
 def choose(condition: jax.Array, x: Tree, y: Tree) -> Tree:
@@ -123,7 +126,7 @@ def _buckets(leaves: Sequence[jax.Array], at_once: bool) -> list[list[int]]:
             buckets[-1].append(i)
         if at_once and len([b for b in buckets if leaves[b[0]].dtype == dtype]) > 1:
             raise ValueError(
-                f"tree has more than {LARGEST} numbers of type {dtype}, which is the most"
+                f"tree has more than {LARGEST} numbers of type {dtype}: allowed are at most so many"
             )
     return buckets
 

@@ -1,11 +1,13 @@
 """Workers: the one place where a function for one worker is put on a mesh of devices."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -43,7 +45,7 @@ class Workers:
 
     def __post_init__(self):
         if "worker" not in self.mesh.shape:
-            raise ValueError(f"mesh has axes {self.mesh.axis_names}; one must be named 'worker'")
+            raise ValueError(f"mesh has axes {self.mesh.axis_names}: allowed is one named 'worker'")
         if self.num < 1 or self.num % self.mesh.shape["worker"]:
             raise ValueError(
                 f"num={self.num}: allowed is a positive multiple of the "
@@ -60,39 +62,43 @@ class Workers:
     ) -> "Workers":
         """Spreads `num` workers evenly over the devices.
 
+        A worker's devices share fast links, those of a TPU slice or of a host of GPUs, where they
+        fit in one; workers go across slices and hosts, one slice after the other.
+
         Args:
             num: W.
             devices: the devices to use, all of JAX's if None.
             inner: names and sizes of the mesh axes inside a worker, as `{"fsdp": 2}`.
 
         Raises:
-            ValueError: if the devices cannot be divided evenly among the workers.
+            ValueError: if the devices cannot be divided evenly among the workers, or a slice's
+                or a host's among its own.
         """
         devices = jax.devices() if devices is None else list(devices)
         inner = dict(inner or {})
-        inside = 1
-        for length in inner.values():
-            inside *= length
+        inside = math.prod(inner.values())
         outer, rest = divmod(len(devices), inside)
         if rest or not outer or num < 1 or num % outer:
             raise ValueError(
-                f"num is {num} with {len(devices)} devices and inner {inner}; the devices must "
-                f"split into groups of {inside} whose number divides num: pass devices=, or "
+                f"num={num} with {len(devices)} devices and inner={inner}: allowed are devices "
+                f"that split into groups of {inside} whose number divides num; pass devices=, or "
                 f"choose a multiple of {max(outer, 1)} workers"
             )
         names = ("worker", *inner)
-        mesh = jax.make_mesh(
-            (outer, *inner.values()),
-            names,
-            axis_types=(AxisType.Auto,) * len(names),
-            devices=devices,
-        )
-        return cls(num, mesh)
+        grid = _grid(devices, tuple(inner.values()))
+        return cls(num, Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names)))
 
     @property
     def per_device(self) -> int:
         """k, the number of workers on each device along "worker"."""
         return self.num // self.mesh.shape["worker"]
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """The workers of each TPU slice, or of each host of other devices, in lists."""
+        first = self.mesh.devices.reshape(self.mesh.shape["worker"], -1)[:, 0]
+        homes = [home(device) for device in first for _ in range(self.per_device)]
+        return [[i for i, h in enumerate(homes) if h == which] for which in dict.fromkeys(homes)]
 
     @property
     def axis(self) -> Axis:
@@ -146,8 +152,8 @@ class Workers:
             if not shape or shape[0] != self.num:
                 at = jax.tree_util.keystr(path)
                 raise ValueError(
-                    f"{name}{at} has shape {shape}; its first axis must be that of the {self.num} "
-                    f"workers: [{self.num}, ...]"
+                    f"{name}{at} of shape {list(shape)}: allowed is [{self.num}, ...], whose first "
+                    f"axis is that of the {self.num} workers"
                 )
 
     def spmd(self, fn: Callable, *, donate_argnums: int | Sequence[int] = ()) -> Callable:
@@ -189,6 +195,41 @@ class Workers:
         return jax.jit(program, donate_argnums=donate_argnums)
 
 
+def home(device: jax.Device) -> int:
+    """What a device shares its fastest links with: its TPU slice, or its host."""
+    if device.platform == "tpu":
+        return getattr(device, "slice_index", 0) or 0  # a described slice alone has none
+    return device.process_index
+
+
+def _grid(devices: Sequence[jax.Device], inner: tuple[int, ...]) -> np.ndarray:
+    """The devices as [workers, *inner], such that a row leaves no slice or host that it fits in."""
+    by_home: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_home.setdefault(home(device), []).append(device)
+    inside = math.prod(inner)
+    sizes = {len(together) for together in by_home.values()}
+    if any(size % inside for size in sizes) and max(sizes) > inside:
+        raise ValueError(
+            f"inner of {inside} devices, with {sorted(sizes)} on a slice or host: allowed is what "
+            f"divides these, so that no worker lies on two"
+        )
+    if any(size % inside for size in sizes):  # a worker takes several slices or hosts
+        flat = [device for together in by_home.values() for device in together]
+        return np.array(flat).reshape(-1, *inner)
+    names = tuple(map(str, range(1 + len(inner))))
+    rows = [
+        jax.make_mesh(
+            (len(together) // inside, *inner),
+            names,
+            axis_types=(AxisType.Auto,) * len(names),
+            devices=together,
+        ).devices
+        for together in by_home.values()
+    ]
+    return np.concatenate(rows)
+
+
 def unroll(fn: Callable) -> Callable:
     """Makes `vmap` run `fn` as an unrolled loop, one call a worker.
 
@@ -227,12 +268,13 @@ def force_host_devices(num: int) -> None:
         ValueError: if `num` < 1, or JAX has started with fewer CPU devices.
     """
     if num < 1:
-        raise ValueError(f"num is {num}; at least 1 device is needed")
+        raise ValueError(f"num={num}: allowed are integers from 1")
     try:
         jax.config.update("jax_num_cpu_devices", num)
     except RuntimeError:
         have = len(jax.devices("cpu"))
         if have < num:
             raise ValueError(
-                f"num is {num}, but JAX has started with {have} CPU devices; call this first"
+                f"num={num}: allowed are integers to {have}, the CPU devices that JAX has started "
+                f"with; call this first"
             ) from None

@@ -70,7 +70,7 @@ def test_before_the_sync_they_do_nothing():
         (lambda: attacks.sign_flip("w", 1, workers=-1), "workers=-1"),
         (lambda: attacks.noise("w", 1, scale=0.0), "scale=0.0"),
         (lambda: attacks.little("w", 1, scale=-1.0), "scale=-1.0"),
-        (lambda: brought(attacks.nan("w", 1, workers=W)), "workers is 6 of 6"),
+        (lambda: brought(attacks.nan("w", 1, workers=W)), "workers=6 of 6: allowed are at most 5"),
     ],
 )
 def test_wrong_arguments_are_named(make, said):

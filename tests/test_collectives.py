@@ -123,7 +123,7 @@ def test_neighbours_on_two_devices_are_one_permute_apart():
 
 def test_a_permutation_is_checked():
     f = jax.vmap(lambda x: collectives.permute(x, "w", [0, 0, 2]), axis_name="w")
-    with pytest.raises(ValueError, match=r"source is \[0, 0, 2\]; it must have 3 entries"):
+    with pytest.raises(ValueError, match=r"source=\[0, 0, 2\]: allowed are 3 entries"):
         f(jnp.ones((3, 2)))
 
 
@@ -176,13 +176,13 @@ def test_a_submesh_shards_the_first_dimension_that_it_divides():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Workers.create(6), r"num is 6 with 8 devices.*multiple of 8"),
-        (lambda: Workers.create(0), r"num is 0"),
+        (lambda: Workers.create(6), r"num=6 with 8 devices.*multiple of 8"),
+        (lambda: Workers.create(0), r"num=0"),
         (lambda: Workers.create(8, inner={"fsdp": 3}), r"groups of 3"),
         (lambda: Workers(3, jax.make_mesh((2,), ("worker",))), r"num=3"),
-        (lambda: Workers(2, jax.make_mesh((2,), ("data",))), r"one must be named 'worker'"),
-        (lambda: force_host_devices(0), r"num is 0"),
-        (lambda: force_host_devices(999), r"999, but JAX has started with 8 CPU devices"),
+        (lambda: Workers(2, jax.make_mesh((2,), ("data",))), r"allowed is one named 'worker'"),
+        (lambda: force_host_devices(0), r"num=0"),
+        (lambda: force_host_devices(999), r"num=999: allowed are integers to 8, the CPU devices"),
         (
             lambda: names.parse({"ring": rows}, "ring, 3", "graph"),
             r"graph 'ring, 3' cannot be read",

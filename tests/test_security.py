@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -116,13 +117,18 @@ def marker(tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The workdir of a run of one step, and its state."""
-    folder, run = tmp_path_factory.mktemp("trained"), tiny_run(steps=1)
-    train(run, folder, progress=False)
+    folder = tmp_path_factory.mktemp("trained")
+    train(of_one_step(), folder, progress=False)
     return folder, restored(folder)
 
 
+@functools.cache
+def of_one_step():
+    return tiny_run(steps=1)
+
+
 def restored(workdir):
-    with Checkpoints(workdir / "checkpoints", tiny_run(steps=1)) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", of_one_step()) as checkpoints:
         state = checkpoints.restore()
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
 
@@ -244,14 +250,14 @@ def test_odd_configuration_of_a_run(tmp_path, trained, text):
     shutil.copytree(trained[0], copy)
     (copy / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"Nothing was changed|nothing was changed"):
-        train(tiny_run(steps=1), copy, progress=False)
+        train(of_one_step(), copy, progress=False)
 
 
 @pytest.mark.parametrize("text", ODD[:-1])
 def test_odd_summary_of_a_run(tmp_path, text):
     """It is not taken for the end of the run."""
     (tmp_path / "summary.json").write_text(text)
-    assert record.finished(tmp_path, tiny_run(steps=1)) is None
+    assert record.finished(tmp_path, of_one_step()) is None
 
 
 # Names, configurations and data -------------------------------------------------------------------

@@ -79,14 +79,14 @@ WRONG = [
 @pytest.mark.parametrize(("name", "outputs", "y"), WRONG)
 def test_tasks_refuse_outputs_and_targets_that_do_not_fit(name, outputs, y):
     for numbers in both(name, outputs, y):
-        with pytest.raises(ValueError, match=r"must|allowed"):
+        with pytest.raises(ValueError, match="allowed"):
             numbers()
 
 
 def test_a_task_checks_for_a_loss_of_ones_own():
     by_index = lambda logits, y: -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), y].mean()
     loss, _ = both("classification", (5, 10), (5, 1), by_index)
-    with pytest.raises(ValueError, match=r"logits are \[5, 10\] and labels \[5, 1\]"):
+    with pytest.raises(ValueError, match=r"logits of shape \[5, 10\], labels of shape \[5, 1\]"):
         loss()
 
 
@@ -94,10 +94,10 @@ def test_a_task_checks_for_a_loss_of_ones_own():
     ("logits", "labels"), [((5, 3), (5, 1)), ((5, 3), (1,)), ((1, 3), (5,)), ((3,), (5,))]
 )
 def test_the_cross_entropy_refuses_what_would_broadcast(logits, labels):
-    with pytest.raises(ValueError, match=r"must be \[\.\.\., K\]"):
+    with pytest.raises(ValueError, match=r"allowed are \[\.\.\., K\]"):
         cross_entropy(jnp.zeros(logits), jnp.zeros(labels, int))
     problem = Problem(lambda params, x: params)
-    with pytest.raises(ValueError, match=r"must be \[\.\.\., K\]"):
+    with pytest.raises(ValueError, match=r"allowed are \[\.\.\., K\]"):
         problem(jnp.zeros(logits), (None, jnp.zeros(labels, int)))
 
 
@@ -133,16 +133,16 @@ def workers(fn, *stacked):
 
 @pytest.mark.parametrize("shape", [(2,), (4,), (2, 3), (1, 1)])
 def test_a_weight_of_the_mean_makes_no_leaf_larger(shape):
-    with pytest.raises(ValueError, match=r"weight has the shape .* for a leaf of \[1\]"):
+    with pytest.raises(ValueError, match=r"weight of shape .* for a leaf of \[1\]"):
         workers(lambda x, w: collectives.mean(x, "w", w), jnp.ones((4, 1)), jnp.ones((4, *shape)))
-    with pytest.raises(ValueError, match=r"weight has the shape .* must be a scalar"):
+    with pytest.raises(ValueError, match=r"weight of shape .*: allowed is a scalar"):
         workers(
             lambda x, w: collectives.mean({"x": x}, "w", w), jnp.ones((4, 3)), jnp.ones((4, *shape))
         )
 
 
 def test_what_stands_for_no_mean_is_like_the_tree():
-    with pytest.raises(ValueError, match=r"otherwise has shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"otherwise of shape \[2, 3\]"):
         workers(lambda x: collectives.mean(x, "w", otherwise=jnp.stack([x, x])), jnp.ones((4, 3)))
 
 
@@ -154,7 +154,7 @@ def test_scores_and_scalars_are_scalars(shape):
         lambda x, s: collectives.gather_scalars(s, "w"),
         lambda x, s: robust.aggregate(robust.median(), x, "w", s > 0),
     ):
-        with pytest.raises(ValueError, match="must be a scalar"):
+        with pytest.raises(ValueError, match="allowed is a scalar"):
             workers(fn, x, wrong)
 
 
@@ -171,14 +171,14 @@ def stepped(name, params, updates, value):
 @pytest.mark.parametrize("shape", [(1,), (3,)])
 def test_rules_take_one_loss_a_worker(name, num, shape):
     ones = jnp.ones((num, 3))
-    with pytest.raises(ValueError, match="value has the shape"):
+    with pytest.raises(ValueError, match="value of shape"):
         stepped(name, ones, ones, jnp.ones((num, *shape)))
 
 
 @pytest.mark.parametrize("name", ["local_sgd", "easgd", "mgrawa"])
 @pytest.mark.parametrize("shape", [(1,), (2, 3), ()])
 def test_rules_refuse_updates_of_another_shape(name, shape):
-    with pytest.raises(ValueError, match="updates has the shape"):
+    with pytest.raises(ValueError, match="updates of shape"):
         stepped(name, jnp.ones((4, 3)), jnp.ones((4, *shape)), jnp.ones(4))
 
 
@@ -202,7 +202,7 @@ def test_what_a_task_tells_for_the_log_is_a_scalar():
     def loss(params, state, batch, key):
         return sum(x.sum() for x in jax.tree.leaves(params)), (state, {"each": jnp.ones(6)})
 
-    with pytest.raises(ValueError, match=r"the task's metric 'each' has the shape \[6\]"):
+    with pytest.raises(ValueError, match=r"the task's metric 'each' of shape \[6\]"):
         traced({"loss": loss})
 
 
@@ -216,25 +216,25 @@ def test_gradients_and_updates_are_like_the_parameters():
 
         return gradient
 
-    with pytest.raises(ValueError, match=r"the gradient.* has shape"):
+    with pytest.raises(ValueError, match=r"the gradient.* of shape"):
         traced(gradient=oracle)
     cut = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u[:1], updates))
-    with pytest.raises(ValueError, match=r"what tx.update gives.* has shape"):
+    with pytest.raises(ValueError, match=r"what tx.update gives.* of shape"):
         traced(tx=optax.with_extra_args_support(cut))
 
 
 @pytest.mark.parametrize("matrix", [np.full((3, 1), 1.0), np.eye(3)[None], np.full(3, 1.0)])
 def test_a_mixing_matrix_is_square(matrix):
     ring = topology.make("ring", 3)[0]
-    with pytest.raises(ValueError, match="matrix has the shape"):
+    with pytest.raises(ValueError, match="matrix of shape"):
         topology.Topology("ring", ring.graph, matrix, ring.rounds)
 
 
 def test_trees_are_alike_in_structure_and_shapes():
     check_alike({"a": jnp.ones(3)}, {"a": np.ones(3)}, "x", "y")
-    with pytest.raises(ValueError, match=r"x\['a'\] has shape \(1,\), that of y \(3,\)"):
+    with pytest.raises(ValueError, match=r"x\['a'\] of shape \[1\]: allowed is that of y, \[3\]"):
         check_alike({"a": jnp.ones(1)}, {"a": jnp.ones(3)}, "x", "y")
-    with pytest.raises(ValueError, match="one structure"):
+    with pytest.raises(ValueError, match=r"^x is .*: allowed is the structure of y"):
         check_alike({"a": jnp.ones(3)}, [jnp.ones(3)], "x", "y")
 
 

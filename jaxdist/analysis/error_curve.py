@@ -135,7 +135,7 @@ def sizes(n: ArrayLike) -> np.ndarray:
     """Sizes of training sets as float64, or a ValueError unless all are finite and above 0."""
     n = np.asarray(n, np.float64)
     if not ((n > 0) & (n < np.inf)).all():
-        raise ValueError(f"n is {n.tolist()}; sizes must be finite numbers above 0")
+        raise ValueError(f"n={n.tolist()}: allowed are sizes, finite numbers above 0")
     return n
 
 
@@ -149,7 +149,10 @@ def log_distances(
         raise ValueError(f"samples={list(samples.shape)}: allowed is [S, dim], dim is {dim}")
     log_p = np.asarray(log_density(samples), np.float64)
     if log_p.shape != samples.shape[:1]:
-        raise ValueError(f"log_density gives {list(log_p.shape)} for {len(samples)} samples")
+        raise ValueError(
+            f"log_density gives {list(log_p.shape)}: allowed is [{len(samples)}], one for each "
+            f"sample"
+        )
     return np.log(unit) - (np.log(n)[:, None] + log_p) / dim
 
 

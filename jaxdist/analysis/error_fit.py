@@ -90,14 +90,18 @@ def gaussian_density(
         if array.ndim != 2 or len(array) < 2 or array.shape[1] != features.shape[1]:
             raise ValueError(f"{name}={list(array.shape)}: allowed is [N, F] with N >= 2 and one F")
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} hold {array[~np.isfinite(array)][0]}; they must be finite")
+            raise ValueError(
+                f"{name} hold {array[~np.isfinite(array)][0]}: allowed are finite numbers"
+            )
     check_integer("dim", dim, 1)
     check_integer("num_samples", num_samples, 1)
     mean = features.mean(0)
     _, values, axes = np.linalg.svd(features - mean, full_matrices=False)
     rank = int((values > values[0] * 1e-10).sum()) if values[0] > 0 else 0
     if dim > rank:
-        raise ValueError(f"dim is {dim}; the features vary in {rank} directions, which is the most")
+        raise ValueError(
+            f"dim={dim}: allowed are integers to {rank}, the directions in which the features vary"
+        )
     deviation = values[:dim] / math.sqrt(len(features))
     seen = (test - mean) @ axes[:dim].T
     noise = np.random.default_rng(seed).normal(size=(num_samples, dim))
@@ -146,16 +150,19 @@ def fit_dim_delta(
     n, errors = sizes(n), np.asarray(errors, np.float64)
     if n.ndim != 1 or n.shape != errors.shape or len(n) < 2:
         raise ValueError(
-            f"n is {list(n.shape)} and errors {list(errors.shape)}; they must be [I], I >= 2"
+            f"n of shape {list(n.shape)}, errors of shape {list(errors.shape)}: allowed is [I] for "
+            f"both, I >= 2"
         )
     if not ((errors > 0) & (errors <= 1)).all():
         raise ValueError(f"errors={errors.tolist()}: allowed are numbers in (0, 1]")
     if not densities:
-        raise ValueError("densities is empty; it must hold one for each dimension to try")
+        raise ValueError(
+            f"densities={densities}: allowed are one or more, one for each dimension to try"
+        )
     if deltas is not None:
         deltas = np.ravel(deltas)
         if not deltas.size:
-            raise ValueError("deltas is empty; it must hold at least one value to try")
+            raise ValueError("deltas=[]: allowed are one value to try or more")
         for delta in deltas.tolist():
             check_above("deltas", delta)
     best: Fit | None = None

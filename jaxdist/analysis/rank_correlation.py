@@ -73,20 +73,21 @@ def granulated_kendall(
     """
     measure, gap = _numbers(measure, gap)
     if not settings:
-        raise ValueError("settings is empty; it must have at least one hyper-parameter")
+        raise ValueError("settings={}: allowed are one hyper-parameter or more")
     columns = {name: list(values) for name, values in settings.items()}
     for name, values in columns.items():
         if len(values) != len(measure):
             raise ValueError(
-                f"settings has {len(values)} values of {name!r}; it must have {len(measure)}, one "
-                "for each model"
+                f"settings hold {len(values)} values of {name!r}: allowed are {len(measure)}, one "
+                f"for each model"
             )
     models = list(zip(*columns.values(), strict=True))
     if len(set(models)) < len(models):
         twice = next(model for model in models if models.count(model) > 1)
         raise ValueError(
-            f"settings has {dict(zip(columns, twice, strict=True))} more than once; each model "
-            "must have its own: average over seeds, or name the seed among them"
+            f"settings hold {dict(zip(columns, twice, strict=True))} more than once: allowed are "
+            f"those in which each model has its own; average over seeds, or name the seed among "
+            f"them"
         )
     psi = {}
     for i, name in enumerate(columns):
@@ -101,8 +102,8 @@ def _numbers(measure: ArrayLike, gap: ArrayLike) -> tuple[np.ndarray, np.ndarray
     measure, gap = (np.asarray(values, np.float64) for values in (measure, gap))
     if measure.ndim != 1 or measure.shape != gap.shape:
         raise ValueError(
-            f"measure is {list(measure.shape)} and gap {list(gap.shape)}; both must be [n], a "
-            "number for each model"
+            f"measure of shape {list(measure.shape)}, gap of shape {list(gap.shape)}: allowed is "
+            f"[n] for both, a number for each model"
         )
     return measure, gap
 

@@ -113,8 +113,8 @@ def delays(
     if wrong.any():
         step = int(wrong.argmax())
         raise ValueError(
-            f"traffic has {len(traffic.at(step))} of {each} collectives at step {step}; all must "
-            f"be at the steps with (step + 1) % {period} == 0, and none at others"
+            f"traffic has {len(traffic.at(step))} of {each} collectives at step {step}: allowed "
+            f"are all at the steps with (step + 1) % {period} == 0, and none at others"
         )
 
     seconds, now, free = speeds.table(steps), np.zeros(num), np.zeros(num)

@@ -35,7 +35,7 @@ class Exchange:
         groups = c.groups or (tuple(range(c.members)),)
         named = c.source if permute else sum(groups, ())
         if not named or max(named) >= num or (not c.groups and c.members != num):
-            raise ValueError(f"{c} is in the traffic; it must be of the {num} workers of speeds")
+            raise ValueError(f"traffic holds {c}: allowed are those of the {num} workers of speeds")
         needs, part = np.eye(num, dtype=bool), np.zeros(num, bool)
         for i, sender in enumerate(c.source):
             if sender not in (-1, i):

@@ -51,7 +51,8 @@ class Speeds:
         if wrong.any():
             at, time = steps[wrong][0], times[wrong][0]
             raise ValueError(
-                f"worker {worker} takes {time} seconds at step {at}; it must be finite and above 0"
+                f"worker {worker} takes {time} seconds at step {at}: allowed are finite numbers "
+                f"above 0"
             )
         return times
 
@@ -63,7 +64,7 @@ class Speeds:
     def check_worker(self, worker: int) -> None:
         """Raises a ValueError unless there is such a worker."""
         if worker not in range(self.num_workers):
-            raise ValueError(f"worker is {worker}; there are workers 0 to {self.num_workers - 1}")
+            raise ValueError(f"worker={worker}: allowed are 0 to {self.num_workers - 1}")
 
 
 def measured(times: ArrayLike) -> Speeds:
@@ -83,7 +84,7 @@ def measured(times: ArrayLike) -> Speeds:
     """
     times = np.array(times, np.float64)
     if times.ndim != 2 or not times.size:
-        raise ValueError(f"times has the shape {times.shape}; it must be [workers, steps]")
+        raise ValueError(f"times of shape {list(times.shape)}: allowed is [workers, steps]")
     speeds = Speeds(len(times), lambda worker, steps: times[worker, steps % times.shape[1]])
     speeds.table(times.shape[1])  # names what is wrong
     return speeds

@@ -53,7 +53,7 @@ class TopK(Compressor):
     def __post_init__(self):
         if self.k is not None and self.fraction is not None:
             raise ValueError(
-                f"k is {self.k} and fraction is {self.fraction}; only one of them may be given"
+                f"k={self.k}, fraction={self.fraction}: allowed is only one of them; the other None"
             )
         if self.k is not None:
             check_integer("k", self.k, 1)
@@ -67,8 +67,8 @@ class TopK(Compressor):
             base.check_size("top_k", size := math.prod(x.shape))
             if self._kept(x) > size:
                 raise ValueError(
-                    f"k is {self.k}, but the leaf {jax.tree_util.keystr(path) or 'params'} has "
-                    f"{size} elements; k must be at most that, or give fraction in its place"
+                    f"k={self.k}: allowed are integers to {size}, the elements of the leaf "
+                    f"{jax.tree_util.keystr(path) or 'params'}; or give fraction in its place"
                 )
         return ()
 

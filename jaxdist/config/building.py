@@ -107,7 +107,10 @@ def _paced(
     workers, *others = (Workers.create(config.workers, devices=d, inner=inner) for d in where)
     dataset = config.data()
     if len(dataset.input_shape) != 3 and config.augment != Augment():
-        raise ValueError(f"augment changes images; the data set {config.data.factory} has none")
+        raise ValueError(
+            f"augment={config.augment}: allowed is {Augment()}, as augment changes images; the "
+            f"data set {config.data.factory} has none"
+        )
     shards = config.shards(dataset.train, config.workers, config.seed)
     if config.label_noise:
         dataset = with_label_noise(dataset, rate=config.label_noise, seed=config.seed)
@@ -121,7 +124,7 @@ def _paced(
     batch_size, learning_rate = config.rescaled
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     if steps > LARGEST:
-        raise ValueError(f"epochs={config.epochs}: {steps:.2g} steps; allowed are up to {LARGEST}")
+        raise ValueError(f"epochs={config.epochs}, {steps:.2g} steps: allowed are up to {LARGEST}")
     rule, options = config.rule.factory, config.rule.options()
     row = rules.row(rule)
     rate = by_step(config.schedule(learning_rate, steps))
@@ -203,8 +206,8 @@ def _way(config: Config, others: Workers | None) -> Way:
         f"asynchronous={config.asynchronous}": config.asynchronous,
     }
     if sum(chosen.values()) - is_bounded(config) > 1:
-        given = " and ".join(name for name, is_set in chosen.items() if is_set)
-        raise ValueError(f"{given} are given; a run advances in one of these ways")
+        given = ", ".join(name for name, is_set in chosen.items() if is_set)
+        raise ValueError(f"{given}: allowed is one of them; a run advances in one of these ways")
     if others is not None:
         return Overlap(others)
     return Rounds(config.round_steps) if config.round_steps > 1 else EveryStep()
@@ -218,7 +221,8 @@ def _task(config: Config, dataset: Dataset) -> Task:
     for name, default in defaults.items():
         if name not in takes and getattr(config, name) != default:
             raise ValueError(
-                f"{name}={getattr(config, name)}: the task {config.task.factory!r} takes no {name}"
+                f"{name}={getattr(config, name)}: allowed is {default}; the task "
+                f"{config.task.factory!r} takes no {name}"
             )
     model = config.model(dataset.input_shape, dataset.num_classes)
     return config.task(model, dataset, **{name: offered[name] for name in takes})
@@ -229,7 +233,8 @@ def _attack(config: Config, workers: Workers) -> optax.GradientTransformation:
     options = config.rule.options()
     if config.attack.factory not in ("none", "label_flip") and "period" not in options:
         raise ValueError(
-            f"attack={config.attack.factory!r} changes what is brought to syncs of parameters; the "
-            f"rule {config.rule.factory!r} has no period (local_sgd with period=1 has)"
+            f"attack={config.attack.factory!r}: allowed are 'none' and 'label_flip'; others change "
+            f"what is brought to syncs of parameters, and the rule {config.rule.factory!r} has no "
+            f"period (local_sgd with period=1 has)"
         )
     return config.attack(workers.axis, options.get("period", 1))

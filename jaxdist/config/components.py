@@ -138,14 +138,16 @@ def register(
     table, name = lookup(SLOTS, slot, "slot"), name or factory.__name__
     if name in table:
         where = _FILES.get(table[name], "jaxdist itself")
-        raise ValueError(f"name={name!r} is taken among the {slot} factories, by {where}")
+        raise ValueError(
+            f"name={name!r} is taken among the {slot} factories, by {where}: allowed is another"
+        )
     like = next(iter(table.values()))  # all of a slot are called alike
     lacks = set(_given(like)) - set(_given(factory))
     if lacks or len(_positional(like)) != len(_positional(factory)):
         call = ", ".join([*_positional(like), "*", *_given(like), "OPTIONS"])
         raise ValueError(
-            f"{slot} {name!r} must be made as def {name}({call}), its options keyword-only; it is "
-            f"{name}{inspect.signature(factory)}"
+            f"factory={name}{inspect.signature(factory)}: allowed for a {slot} is def "
+            f"{name}({call}), its options keyword-only"
         )
     component_type(slot, name, factory)
     _FILES[factory] = str(own.running() or Path(inspect.getfile(inspect.unwrap(factory))).resolve())
@@ -195,13 +197,15 @@ def read_component(
     table = lookup(SLOTS, slot, "part of a configuration:")
     calls = parse(table, call, slot) if call else []
     if len(calls) != 1:
-        raise ValueError(f"{text!r} cannot be read; write '{slot}=NAME' or '{slot}=NAME(option=1)'")
+        raise ValueError(
+            f"{text!r} cannot be read: allowed are '{slot}=NAME' and '{slot}=NAME(option=1)'"
+        )
     ((factory, options),) = calls
     made = component(slot, factory, **{**(settings or {}).get(factory, {}), **options})
     for field in dataclasses.fields(made):
         if field.name in options and not fits(options[field.name], field.type):
             raise ValueError(
-                f"{slot} {factory!r}: {field.name}={options[field.name]!r}; allowed is "
+                f"{slot} {factory!r}: {field.name}={options[field.name]!r}: allowed is "
                 f"{shown(field.type)}"
             )
     return slot, made

@@ -118,5 +118,8 @@ def thaw(value: Any) -> Any:
     if isinstance(value, tuple):
         return [thaw(entry) for entry in value]
     if not isinstance(value, int | float | str | None):
-        raise ValueError(f"{value!r} cannot be written to JSON, as a configuration must be")
+        raise ValueError(
+            f"{value!r} cannot be written to JSON, as a configuration is: allowed are numbers, "
+            f"text, None, and lists and mappings of them"
+        )
     return value

@@ -39,7 +39,10 @@ def pace(
         run = dataclasses.replace(run, steps=steps, way=Asynchronous(period))
     if not config.clock.step_seconds:
         if bounded:
-            raise ValueError(f"asynchronous: delays up to {row.bound} come from clock.step_seconds")
+            raise ValueError(
+                f"asynchronous=True, clock.step_seconds={config.clock.step_seconds}: allowed are "
+                f"seconds above 0; delays up to {row.bound} come from them"
+            )
         return run, None
     speeds, traffic = config.clock.speeds(config.workers, config.seed), traffic_of(run)
     timeline, given = None, {}
@@ -83,8 +86,8 @@ def _period(config: Config) -> int:
     period = rules.row(config.rule.factory).barrier(config.rule.options())
     if period is None:
         raise ValueError(
-            f"asynchronous: the rule {config.rule.factory!r} has no period between whose syncs "
-            f"workers could take unequal steps"
+            f"asynchronous=True: allowed is False; the rule {config.rule.factory!r} has no period "
+            f"between whose syncs workers could take unequal steps"
         )
     return period
 
@@ -94,5 +97,8 @@ def _delay(config: Config) -> int:
     late = rules.row(config.rule.factory).late
     delay = 0 if late is None else config.rule.options()[late]
     if not isinstance(delay, int):
-        raise ValueError("clock: a table of delays comes from the clock itself; use asynchronous")
+        raise ValueError(
+            f"rule.{late} is a table: allowed with a clock is a number of steps; a table of delays "
+            f"comes from the clock itself: use asynchronous"
+        )
     return delay

@@ -19,7 +19,10 @@ def places(config: Config) -> list[list[jax.Device]]:
     num, each = sum(map(len, by_process.values())), config.devices_per_worker
     of = f"{num} devices" + f" of {len(by_process)} processes" * (len(by_process) > 1)
     if num % each:
-        raise ValueError(f"each worker takes {each} devices; {of} cannot be divided so")
+        raise ValueError(
+            f"mesh.fsdp={config.mesh.fsdp}, overlap={config.overlap!r} on {of}: allowed is what "
+            f"divides them; each worker takes {each}"
+        )
     if config.workers % (num // each):
         raise ValueError(
             f"workers={config.workers} on {of}: allowed are multiples of {num // each}, or 0 for "
@@ -29,8 +32,8 @@ def places(config: Config) -> list[list[jax.Device]]:
         return [[device for devices in by_process.values() for device in devices]]
     if odd := [process for process, devices in by_process.items() if len(devices) % 2]:
         raise ValueError(
-            f"overlap='devices': process {odd[0]} has {len(by_process[odd[0]])} devices: allowed "
-            f"are even numbers, half of them for the workers"
+            f"overlap='devices' with {len(by_process[odd[0]])} devices of process {odd[0]}: "
+            f"allowed are even numbers, half of them for the workers"
         )
     cut = lambda devices: (devices[: len(devices) // 2], devices[len(devices) // 2 :])
     halves = zip(*map(cut, by_process.values()), strict=True)

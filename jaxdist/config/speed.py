@@ -37,7 +37,9 @@ class Clock:
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"clock.{name}={getattr(self, name)}: allowed are numbers from 0")
         if self.budget and not self.step_seconds:
-            raise ValueError(f"clock.budget={self.budget}: it needs clock.step_seconds")
+            raise ValueError(
+                f"clock.budget={self.budget}: allowed is 0, as a budget needs clock.step_seconds"
+            )
 
     def speeds(self, num: int, seed: int) -> Speeds:
         """Of `num` workers."""

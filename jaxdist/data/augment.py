@@ -28,8 +28,8 @@ def normalize(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> 
         return x
     if not len(mean) == len(std) == x.shape[-1]:
         raise ValueError(
-            f"mean has {len(mean)} numbers and std {len(std)} for x {list(x.shape)}; they must "
-            f"have one for each of the {x.shape[-1]} channels"
+            f"mean of {len(mean)} numbers, std of {len(std)} for x of shape {list(x.shape)}: "
+            f"allowed is one for each of the {x.shape[-1]} channels"
         )
     shape = (1,) * (x.ndim - 1) + (len(mean),)
     mean, std = (jnp.asarray(value, jnp.float32).reshape(shape) for value in (mean, std))

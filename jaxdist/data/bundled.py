@@ -8,6 +8,8 @@ testing, each class in proportion to within one example. The same writers are in
 
 import dataclasses
 import functools
+import importlib.util
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -144,10 +146,14 @@ def _relabelled(table: np.ndarray, **fields: Any) -> Dataset:
 @functools.cache
 def _load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values `[N, 8, 8]` in 0..16, classes `[N]`, and which examples are for testing, `[N]`."""
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    bunch = load_digits()
-    return bunch.images, bunch.target, _every_fifth(bunch.target)
+    # the file that scikit-learn's load_digits reads; to import that takes longer than all else here
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ValueError("the digits come with scikit-learn: pip install 'jaxdist[train]'")
+    file = Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",")
+    target = table[:, -1].astype(int)
+    return table[:, :-1].reshape(-1, 8, 8), target, _every_fifth(target)
 
 
 def _every_fifth(target: np.ndarray) -> np.ndarray:

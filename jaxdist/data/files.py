@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdist.checks import local_path
 from jaxdist.data.sources import ArraySource, Dataset, TokenSource, image_dataset
 
 
@@ -24,7 +25,7 @@ def idx(*, path: str) -> Dataset:
         ValueError: if the folder or a file is missing, truncated or of another format, or images
             and labels do not match.
     """
-    folder = Path(path).expanduser()
+    folder = local_path("path", path)
     if not folder.is_dir():
         raise ValueError(f"path={path!r} is not a folder: allowed is a folder of IDX files")
     read = lambda part: tuple(_read_idx(folder, f"{part}-{kind}") for kind in _RANK)
@@ -43,7 +44,7 @@ def npz(*, path: str) -> Dataset:
         ValueError: if the file is missing, truncated or of another format, or images and labels do
             not match.
     """
-    file = Path(path).expanduser()
+    file = local_path("path", path)
     if not file.is_file():
         raise ValueError(f"path={path!r} is not a file: allowed is a .npz archive")
     try:
@@ -78,7 +79,7 @@ def text(*, path: str, length: int = 128, test_fraction: float = 0.1) -> Dataset
         raise ValueError(f"length={length}: allowed are integers from 1")
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction={test_fraction}: allowed are numbers between 0 and 1")
-    file = Path(path).expanduser()
+    file = local_path("path", path)
     if not file.is_file():
         raise ValueError(f"path={path!r} is not a file: allowed is a file of text")
     data = np.fromfile(file, np.uint8)

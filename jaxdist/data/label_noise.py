@@ -39,11 +39,11 @@ def flip_labels(labels: np.ndarray, *, rate: float, num_classes: int, seed: int)
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"labels are {labels.dtype} {list(labels.shape)}; they must be integers, [N]"
+            f"labels are {labels.dtype} {list(labels.shape)}: allowed are integers, [N]"
         )
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if wrong.size:
-        raise ValueError(f"labels hold {wrong[0]}; they must be integers in 0..{num_classes - 1}")
+        raise ValueError(f"labels hold {wrong[0]}: allowed are integers in 0..{num_classes - 1}")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=_STREAM))
     chosen = rng.permutation(len(labels))[: round(rate * len(labels))]
     shifts = rng.integers(1, num_classes, len(labels))
@@ -78,8 +78,8 @@ class NoisyLabels:
         _, y = source[np.zeros(1, np.int64)]
         if y.ndim != 1:
             raise ValueError(
-                f"y of the source is [B, {', '.join(map(str, y.shape[1:]))}]; label noise needs "
-                "one class per example, [B]"
+                f"y of the source is [B, {', '.join(map(str, y.shape[1:]))}]: allowed for label "
+                f"noise is one class per example, [B]"
             )
         self.clean = source
         self.labels = flip_labels(source.labels, rate=rate, num_classes=num_classes, seed=seed)

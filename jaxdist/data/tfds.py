@@ -76,7 +76,7 @@ def tfds(
         )
     if size is None and None in image.shape:
         raise ValueError(
-            f"size=None: the images of {name} vary in shape; allowed: a side in pixels"
+            f"size=None: allowed is a side in pixels; the images of {name} vary in shape"
         )
     fit = functools.partial(_fit, channels=image.shape[2], size=size, crop_fraction=crop_fraction)
     train, test = (

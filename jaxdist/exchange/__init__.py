@@ -55,8 +55,8 @@ def means(
     compressor, chosen = compression.make(compress), robust.make(aggregate)
     if compressor is not None and chosen is not None:
         raise ValueError(
-            f"compress is {compress!r} and aggregate is {aggregate!r}; one of them must be None, "
-            f"since what is compressed is only added up"
+            f"compress={compress!r}, aggregate={aggregate!r}: allowed is one of them; the other "
+            f"None, since what is compressed is only added up"
         )
     if chosen is not None:
         return aggregated.Means(axis, chosen)
@@ -78,8 +78,8 @@ def wire(compress: str | Compressor | None, rule: str) -> Wire:
         return plain.Wire()
     if compressor.feedback:
         raise ValueError(
-            f"compress is {compress!r}, whose receivers must remember what came before; {rule} "
-            f"takes 'int8', 'bf16' or None: for other compressors use choco"
+            f"compress={compress!r}: allowed for {rule} are 'int8', 'bf16' or None; receivers of "
+            f"others must remember what came before: for these use choco"
         )
     return compressed.Wire(compressor)
 

@@ -66,14 +66,14 @@ def gradient(loss: Loss, has_aux: bool) -> Callable[..., tuple[tuple[jax.Array, 
         out = loss(params, batch, key)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
             raise ValueError(
-                f"loss returned a {type(out).__name__}; with has_aux=True it must return a pair "
+                f"loss returned a {type(out).__name__}: allowed with has_aux=True is a pair "
                 f"(scalar, aux)"
             )
         value, aux = out if has_aux else (out, None)
         shape = jax.tree.map(jnp.shape, value)
         if shape != ():
             raise ValueError(
-                f"loss returned a value of shape {shape}; it must be a scalar, or a pair "
+                f"loss returned a value of shape {shape}: allowed is a scalar, or a pair "
                 f"(scalar, aux) with has_aux=True"
             )
         return value, aux
@@ -145,7 +145,7 @@ def check_given(wrapper: str, params: Any, grad_fn: Any) -> None:
     for name, value in (("params", params), ("grad_fn", grad_fn)):
         if value is None:
             raise ValueError(
-                f"{name} is None; {wrapper} needs tx.update(grads, state, params, "
+                f"{name}=None: allowed for {wrapper} is tx.update(grads, state, params, "
                 f"grad_fn=lambda params, i: ...)"
             )
 

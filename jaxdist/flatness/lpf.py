@@ -217,7 +217,9 @@ def _perturbed(gamma, num_samples, scale, filter_axis, antithetic, loop) -> Call
     noise.check_filter_axis(filter_axis)
     check_choice("loop", loop, LOOPS)
     if antithetic and num_samples % 2:
-        raise ValueError(f"num_samples is {num_samples}; antithetic, it must be even")
+        raise ValueError(
+            f"num_samples={num_samples}: allowed with antithetic=True are even numbers"
+        )
 
     def perturbed(params, key, step):
         size = noise.deviation(
@@ -243,8 +245,8 @@ def _split(batch: Any, num: int) -> Any:
         if not shape or shape[0] % num:
             where = jax.tree_util.keystr(path) or "the array"
             raise ValueError(
-                f"num_samples is {num}; it must divide the number of examples in the batch, where "
-                f"{where} has shape {shape}"
+                f"num_samples={num}: allowed are divisors of the number of examples in the batch, "
+                f"where {where} has shape {list(shape)}"
             )
         return jnp.asarray(x).reshape(num, shape[0] // num, *shape[1:])
 

@@ -104,7 +104,7 @@ def filter_axes(path: str, shape: tuple[int, ...], filter_axis: FilterAxis) -> t
     rank = len(shape)
     if not all(_is_integer(a) and -rank <= a < rank for a in axes):
         raise ValueError(
-            f"filter_axis is {axes} for {path!r} of shape {shape}; its axes must be integers in "
+            f"filter_axis={axes} for {path!r} of shape {list(shape)}: allowed are integers in "
             f"[{-rank}, {rank})"
         )
     return tuple(int(a) % rank for a in axes)

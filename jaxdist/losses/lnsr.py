@@ -72,7 +72,7 @@ def lnsr(
 
     def regularizer(maps, h, key):
         if not maps:
-            raise ValueError("maps is empty; it must hold at least one layer above h")
+            raise ValueError(f"maps={maps}: allowed are one layer above h or more")
         for name in weights:
             lookup(maps, name, "layer of coef:")
         wide = jnp.promote_types(h.dtype, jnp.float32)
@@ -94,7 +94,9 @@ def _gaussian(h, key):
 
 def _in_manifold(h, key):
     if len(h) < 2:
-        raise ValueError("h holds 1 example; noise='in_manifold' needs a batch of at least 2")
+        raise ValueError(
+            f"h of {len(h)} examples: allowed with noise='in_manifold' is a batch of at least 2"
+        )
     return jnp.roll(h, jax.random.randint(key, (), 1, len(h), jnp.int32), axis=0) - h
 
 

@@ -177,8 +177,8 @@ def check_labels(logits: jax.Array, labels: jax.Array, classes: int = 2) -> None
     """Raises a ValueError unless there is one integer label for the logits of each `classes`."""
     if logits.ndim == 0 or logits.shape[-1] < classes or labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"logits are {list(logits.shape)} and labels {list(labels.shape)}; they must be "
-            f"[..., K] with K >= {classes} and [...]"
+            f"logits of shape {list(logits.shape)}, labels of shape {list(labels.shape)}: allowed "
+            f"are [..., K] with K >= {classes} and [...]"
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels={labels.dtype}: allowed are integers")
@@ -191,5 +191,5 @@ def _check_range(logits, labels) -> None:
     wrong = values[(values < 0) | (values >= logits.shape[-1])]
     if wrong.size:
         raise ValueError(
-            f"labels hold {wrong[0]}; they must be integers in 0..{logits.shape[-1] - 1}"
+            f"labels hold {wrong[0]}: allowed are integers in 0..{logits.shape[-1] - 1}"
         )

@@ -136,8 +136,8 @@ def autodrop(
         check_integer("total_steps", total_steps, 1)
         if total_steps < (least := 2 * steps_per_epoch + 1):
             raise ValueError(
-                f"total_steps is {total_steps}; three snapshots need at least {least} steps of "
-                f"{steps_per_epoch} an epoch"
+                f"total_steps={total_steps}: allowed are integers from {least}; three snapshots "
+                f"need as many steps of {steps_per_epoch} an epoch"
             )
     for name, value in {"rho": rho, "theta": theta, "theta_max": theta_max}.items():
         checks.check_positive(name, value)
@@ -216,7 +216,9 @@ def autodrop(
 
     def update(updates, state, params=None, *, step=None, only=base.PARTS, **_):
         if params is None:
-            raise ValueError("params is None; autodrop needs tx.update(updates, state, params)")
+            raise ValueError(
+                "params=None: allowed for autodrop is tx.update(updates, state, params)"
+            )
         given, (updates, params) = updates, jax.tree.map(jnp.asarray, (updates, params))
         updates = leaves.floats(params, updates, "updates")
         params = leaves.floats(params, params, "params")

@@ -71,8 +71,8 @@ def partition_bound(logits: jax.Array, features: jax.Array) -> Bound:
     """
     if logits.ndim != 1 or features.ndim != 2 or len(logits) != len(features):
         raise ValueError(
-            f"logits has shape {logits.shape} and features {features.shape}; they must be [K] and "
-            f"[K, d]"
+            f"logits of shape {list(logits.shape)}, features of shape {list(features.shape)}: "
+            f"allowed are [K] and [K, d]"
         )
 
     def add(carry, label):
@@ -107,7 +107,9 @@ class LogLinear(NamedTuple):
         """Reads the parameters and the extra argument `features`, or raises a ValueError."""
         for name, value in {"params": params, "features": features}.items():
             if value is None:
-                raise ValueError(f"{name} is None; tx.update(grads, state, params, features=...)")
+                raise ValueError(
+                    f"{name}=None: allowed is tx.update(grads, state, params, features=...)"
+                )
         check_params(params)
         leaves = jax.tree.leaves(wide(params))
         shapes = [x.shape for x in leaves]
@@ -115,14 +117,14 @@ class LogLinear(NamedTuple):
         if leaves[0].ndim == 1 and len(leaves) == 1:
             if features.ndim != 3 or features.shape[2] != leaves[0].size:
                 raise ValueError(
-                    f"features has shape {features.shape}; for a vector of parameters {shapes[0]} "
-                    f"it must be [B, K, {leaves[0].size}]"
+                    f"features of shape {list(features.shape)}: allowed for a vector of parameters "
+                    f"{shapes[0]} is [B, K, {leaves[0].size}]"
                 )
             return cls(einsum("bkd,d->bk", features, leaves[0]), None, features)
         matrix = next(x for x in leaves if x.ndim == 2)
         if features.ndim != 2 or features.shape[1] != matrix.shape[0]:
             raise ValueError(
-                f"features has shape {features.shape}; for parameters {shapes} it must be "
+                f"features of shape {list(features.shape)}: allowed for parameters {shapes} is "
                 f"[B, {matrix.shape[0]}]"
             )
         ones = jnp.ones_like(features[:, :1])
@@ -144,11 +146,11 @@ def check_params(params: Tree) -> None:
     ranks = sorted(map(len, shapes))
     if ranks not in ([1], [2], [1, 2]) or len({shape[-1] for shape in shapes}) != 1:
         raise ValueError(
-            f"params has leaves of shapes {shapes}; a log-linear model has a vector [d], or a "
+            f"params of shapes {shapes}: allowed for a log-linear model are a vector [d], or a "
             f"matrix [p, K] and at most one bias [K]; this is for no other models"
         )
     if len(types := {x.dtype for x in jax.tree.leaves(wide(params))}) > 1:
-        raise ValueError(f"params has leaves of types {types}; one is needed")
+        raise ValueError(f"params of types {types}: allowed is one type")
 
 
 def _weight(u: jax.Array) -> jax.Array:

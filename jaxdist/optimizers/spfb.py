@@ -110,7 +110,7 @@ def batch_majorization(
     check_integer("steps", steps, 1)
     num = LogLinear.of(params, features).logits.shape[1]
     if not isinstance(labels, jax.core.Tracer) and not ((labels >= 0) & (labels < num)).all():
-        raise ValueError(f"labels are {labels.min()} to {labels.max()}; allowed are 0 to {num - 1}")
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}: allowed are 0 to {num - 1}")
     tx = spfb(damping=damping, averaging=1.0)
 
     def loss(params):

@@ -42,8 +42,8 @@ class Aggregate:
         least = 2 * self.bad + (3 if "krum" in self.name else 1)
         if num < least:
             raise ValueError(
-                f"aggregate {self.name!r} is made for {self.bad} bad workers, which takes at least "
-                f"{least}; there are {num}"
+                f"aggregate={self.name!r} for {num} workers: allowed are at least {least}, as it "
+                f"is made for {self.bad} bad ones"
             )
 
 

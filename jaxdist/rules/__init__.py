@@ -132,8 +132,8 @@ def compose(
     if reset_inner:
         if not chosen.periodic:
             raise ValueError(
-                f"reset_inner is {reset_inner}; it needs a rule that syncs all at once every "
-                f"`period` steps, which {rule} does not"
+                f"reset_inner={reset_inner}: allowed is False; it needs a rule that syncs all at "
+                f"once every `period` steps, which {rule} does not"
             )
         optimizer = reset_every(optimizer, chosen.options(**hyper)["period"])
     parts = (made, optimizer) if chosen.first else (optimizer, made)

@@ -260,6 +260,6 @@ def _check_pair(name, value, other, second):
     checks.check_between(other, second, 0, 1)
     if not any(isinstance(v, jax.core.Tracer) for v in (value, second)) and value + second > 1:
         raise ValueError(
-            f"{name} is {value} and {other} {second}; together they must be at most 1, or the "
-            f"worker's own weight is negative"
+            f"{name}={value}, {other}={second}: allowed are numbers that together are at most 1, "
+            f"or the worker's own weight is negative"
         )

@@ -227,8 +227,8 @@ def hierarchical_sgd(
             num = collectives.size(axis)
             if levels[-1][1] != num:
                 raise ValueError(
-                    f"periods ends with a group of {levels[-1][1]} workers; it must end with all "
-                    f"{num}"
+                    f"periods={dict(levels)}: allowed are those that end with a group of all {num} "
+                    f"workers"
                 )
             groups = [list(range(i, i + size)) for i in range(0, num, size)]
             whole = size == num
@@ -259,13 +259,13 @@ def _averaging(axis, means, due):
 
 def _check_levels(levels):
     if not levels:
-        raise ValueError("periods is {}; it needs at least one {period: group size}")
+        raise ValueError("periods={}: allowed are one {period: group size} or more")
     for period, size in levels:
         checks.check_period("periods: period", period)
         checks.check_period("periods: group size", size)
     for (period, size), (longer, larger) in itertools.pairwise(levels):
         if longer <= period or larger <= size or larger % size:
             raise ValueError(
-                f"periods is {dict(levels)}; periods and group sizes must ascend and each size "
-                f"must divide the next"
+                f"periods={dict(levels)}: allowed are periods and group sizes that ascend, each "
+                f"size a divisor of the next"
             )

@@ -58,7 +58,7 @@ class Extra(NamedTuple):
         """
         if (value := getattr(self, name)) is None:
             raise ValueError(
-                f"{rule} needs {name}=...: tx.update(grads, state, params, {name}=...)"
+                f"{name}=None: allowed for {rule} is tx.update(grads, state, params, {name}=...)"
             )
         if name == "value":
             check_scalar("value", value)
@@ -154,7 +154,7 @@ def rule(
         **_,
     ):
         if params is None:
-            raise ValueError("params is None; a rule needs tx.update(updates, state, params)")
+            raise ValueError("params=None: allowed for a rule is tx.update(updates, state, params)")
         does = parts(only)
         given, before, step = updates, state, state.count if step is None else step
         seen: Callable[..., Any] = lambda tree, name: (
@@ -284,6 +284,6 @@ def _check_order(updates: Params, grad: Params | None) -> None:
     given, raw = jax.tree.leaves(updates), {id(g) for g in jax.tree.leaves(grad)}
     if given and all(id(u) in raw for u in given):
         raise ValueError(
-            "updates is the gradient itself, so that no optimizer stands before the rule; a rule "
-            "goes last: optax.chain(optax.sgd(0.1), rule)"
+            "updates is the gradient itself: allowed is what an optimizer makes of it; a rule goes "
+            "last: optax.chain(optax.sgd(0.1), rule)"
         )

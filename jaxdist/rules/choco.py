@@ -97,7 +97,7 @@ def choco(
     graphs_of.check_spec(topology)
     compressor = compression.make(compress)
     if compressor is None:
-        raise ValueError("compress is None; choco needs a compressor: use dpsgd without")
+        raise ValueError("compress=None: allowed for choco is a compressor; use dpsgd without")
     if copies == "neighbour":
         return _with_copies(axis, topology, compressor, consensus_step, period)
 
@@ -136,8 +136,8 @@ def choco(
         graphs = mixing.undirected("choco", "topology", topology, num)
         if len(graphs) > 1:
             raise ValueError(
-                f"topology has {len(graphs)} graphs that take turns; with copies='own' choco sums "
-                f"its neighbours' copies under one W: use copies='neighbour'"
+                f"topology of {len(graphs)} graphs that take turns: allowed with copies='own' is "
+                f"one, as choco sums its neighbours' copies under one W; use copies='neighbour'"
             )
         return [(base.every(period), act_on(graphs[0]))]
 
@@ -148,7 +148,7 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
     """`choco` with a pair of copies for each edge; slot c of them is for the edge of colour c."""
     if isinstance(spec, str):
         raise ValueError(
-            f"topology is {spec!r}; with copies='neighbour' it must be the graph itself: "
+            f"topology={spec!r}: allowed with copies='neighbour' is the graph itself, "
             f"jaxdist.topology.make({spec!r}, W)"
         )
     num = _size(spec)
@@ -195,7 +195,7 @@ def _with_copies(axis, spec, compressor, consensus_step, period):
 
     def syncs(workers):
         if workers != num:
-            raise ValueError(f"topology has {num} workers; there are {workers} on the axis")
+            raise ValueError(f"topology of {num} workers: allowed are {workers}, those on the axis")
         return [
             (mixing.turn(period, number, len(graphs)), act_on(graph))
             for number, graph in enumerate(graphs)

@@ -153,7 +153,8 @@ def _who(arrived):
     table = tables.read("arrived", arrived, np.bool_, "True or False")
     if not table.any(1).all():
         raise ValueError(
-            f"arrived has no worker in row {table.any(1).argmin()}; each needs at least one True"
+            f"arrived has no worker in row {table.any(1).argmin()}: allowed are rows with at least "
+            f"one True"
         )
     return table
 

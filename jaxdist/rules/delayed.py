@@ -230,7 +230,7 @@ def _checked(delay, max_delay, period):
         return delay
     table = tables.read("delay", delay, np.integer, "numbers of steps")
     if (wrong := table[(table < least) | (table > most)]).size:
-        raise ValueError(f"delay has an entry of {wrong[0]}; each must be {steps(most)}")
+        raise ValueError(f"delay holds {wrong[0]}: allowed is {steps(most)}")
     return table
 
 

@@ -185,8 +185,8 @@ def _strength(axis, alpha):
     strength = 0.9 / num if alpha is None else alpha
     if not isinstance(strength, jax.core.Tracer) and num * strength > 1:
         raise ValueError(
-            f"alpha is {strength} with {num} workers; W alpha must be at most 1, so alpha at most "
-            f"{1 / num:g}"
+            f"alpha={strength} with {num} workers: allowed are numbers to {1 / num:g}, so that W "
+            f"alpha is at most 1"
         )
     return strength
 

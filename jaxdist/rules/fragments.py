@@ -101,7 +101,9 @@ def _axis(layer_axis: LayerAxis, path: str, leaf: Any) -> int | None:
     if axis is None:
         return None
     if not -leaf.ndim <= axis < leaf.ndim:
-        raise ValueError(f"layer_axis is {axis}; leaf {path!r} has {leaf.ndim} axes")
+        raise ValueError(
+            f"layer_axis={axis} for leaf {path!r}: allowed are its {leaf.ndim} axes, or None"
+        )
     return axis % leaf.ndim
 
 
@@ -175,11 +177,14 @@ def _labelled(params, paths, number, labels) -> list[int]:
         integer = isinstance(label, int | np.integer) and not isinstance(label, bool)
         if not integer or not 0 <= label < number:
             raise ValueError(
-                f"labels has {label!r} for leaf {path!r}; it must be a fragment, an integer in "
+                f"labels hold {label!r} for leaf {path!r}: allowed are fragments, integers in "
                 f"0..{number - 1}"
             )
     if missing := {*range(number)} - {*numbers} if paths else ():
-        raise ValueError(f"labels has no leaf for fragment {min(missing)} of {number}")
+        raise ValueError(
+            f"labels hold no leaf for fragment {min(missing)} of {number}: allowed is one for "
+            f"each, or more"
+        )
     return numbers
 
 

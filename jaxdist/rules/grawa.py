@@ -284,7 +284,10 @@ def leaf_norms(tree: Any, layer_axis: LayerAxis = None) -> Any:
         if axis is None:
             return jnp.sqrt(square.sum())
         if not -x.ndim <= axis < x.ndim:
-            raise ValueError(f"layer_axis is {axis}; leaf {path} has {x.ndim} axes")
+            raise ValueError(
+                f"layer_axis={axis} for leaf {path_name(path)!r}: allowed are its {x.ndim} axes, "
+                f"or None"
+            )
         others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
         return jnp.sqrt(square.sum(others, keepdims=True))
 

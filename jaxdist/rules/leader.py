@@ -102,7 +102,7 @@ def lsgd(
     checks.check_period("local_period", local_period)
     if period % local_period:
         raise ValueError(
-            f"local_period is {local_period} with period {period}; it must divide the period"
+            f"local_period={local_period} with period={period}: allowed are divisors of the period"
         )
     for name, value in [
         ("strength", strength),
@@ -197,15 +197,15 @@ def _check_groups(groups):
     groups = [[int(i) for i in members] for members in groups]
     flat = [i for members in groups for i in members]
     if not groups or not all(groups):
-        raise ValueError(f"groups is {groups}; every group needs at least one worker")
+        raise ValueError(f"groups={groups}: allowed are groups of at least one worker")
     if len(set(flat)) != len(flat):
-        raise ValueError(f"groups is {groups}; the groups overlap, each worker may be in one only")
+        raise ValueError(f"groups={groups}, which overlap: allowed is each worker in one only")
     return groups
 
 
 def _check_members(groups, num):
     if (members := sorted(i for group in groups for i in group)) != list(range(num)):
         raise ValueError(
-            f"groups is {groups}, which holds the workers {members}; it must hold each of 0 to "
-            f"{num - 1} once"
+            f"groups={groups}, which hold the workers {members}: allowed is each of 0 to {num - 1} "
+            f"once"
         )

@@ -32,13 +32,13 @@ def floats(params: Tree, tree: Tree, name: str) -> Tree:
             return p
         if jnp.iscomplexobj(p):
             raise ValueError(
-                f"the leaf {path_name(path)!r} has the type {p.dtype}; rules take real numbers: "
-                f"keep real and imaginary parts in leaves of their own"
+                f"the leaf {path_name(path)!r} of type {p.dtype}: allowed for rules are real "
+                f"numbers; keep real and imaginary parts in leaves of their own"
             )
         if jnp.shape(x) != jnp.shape(p):
             raise ValueError(
-                f"{name} has the shape {list(jnp.shape(x))} at the leaf {path_name(path)!r}; it "
-                f"must be that of the parameters, {list(jnp.shape(p))}"
+                f"{name} of shape {list(jnp.shape(x))} at the leaf {path_name(path)!r}: allowed is "
+                f"that of the parameters, {list(jnp.shape(p))}"
             )
         return x if is_real(p) else optax.MaskedNode()
 
@@ -88,8 +88,8 @@ def like(state: Tree, before: Tree) -> Tree:
 
 def _other_structure(name: str, why: Any) -> ValueError:
     return ValueError(
-        f"{name} has another structure than params: {why}. A rule that looks at gradients cannot "
-        f"stand inside optax.flatten, which leaves {name} as it was"
+        f"{name} of another structure: allowed is that of params; {why}. A rule that looks at "
+        f"gradients cannot stand inside optax.flatten, which leaves {name} as it was"
     )
 
 

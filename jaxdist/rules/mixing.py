@@ -91,13 +91,13 @@ def undirected(
     for graph in graphs:
         if graph.directed:
             raise ValueError(
-                f"{argument} has the directed graph {graph.name!r}; {rule} needs undirected ones: "
-                f"use sgp, or one_peer_exponential"
+                f"{argument}={graph.name!r}, which is directed: allowed for {rule} are undirected "
+                f"graphs; use sgp, or one_peer_exponential"
             )
         if not (own_weights or graph.symmetric):
             raise ValueError(
-                f"{argument} has {graph.name!r} with weights that are not symmetric; {rule} needs "
-                f"symmetric ones, as weights='metropolis'"
+                f"{argument}={graph.name!r} with weights that are not symmetric: allowed for "
+                f"{rule} are symmetric ones, as weights='metropolis'"
             )
     topology.check_connected(graphs)
     if not own_weights:
@@ -109,8 +109,9 @@ def check_contracts(argument: str, graphs: Sequence[Topology], factor: float) ->
     """Raises a ValueError unless what a turn of the graphs leaves of distances is below 1."""
     if factor > 1 - 1e-9:
         raise ValueError(
-            f"{argument} has {', '.join(repr(graph.name) for graph in graphs)}, which leave "
-            f"{factor:.6g} of the distance from the mean; their weights must leave less than 1"
+            f"{argument}={', '.join(repr(graph.name) for graph in graphs)}, which leave "
+            f"{factor:.6g} of the distance from the mean: allowed are weights that leave less than "
+            f"1"
         )
 
 

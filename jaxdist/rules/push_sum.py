@@ -114,8 +114,8 @@ def sgp(
         for graph in graphs:
             if not graph.column_stochastic:
                 raise ValueError(
-                    f"topology has {graph.name!r} with columns that do not sum to 1; sgp needs "
-                    f"that: a directed graph, or weights='metropolis'"
+                    f"topology={graph.name!r} with columns that do not sum to 1: allowed for sgp "
+                    f"are those that do, of a directed graph, or weights='metropolis'"
                 )
         graphs_of.check_connected(graphs)
         gap = _gap(graphs)

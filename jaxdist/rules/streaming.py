@@ -114,7 +114,7 @@ def streaming_diloco(
     checks.check_period("period", period)
     checks.check_period("fragments", fragments)
     if period % fragments:
-        raise ValueError(f"fragments is {fragments}; it must divide the period, {period}")
+        raise ValueError(f"fragments={fragments}: allowed are divisors of the period, {period}")
     turn = period // fragments
     if isinstance(delay, bool) or not isinstance(delay, int) or not 0 <= delay < turn:
         raise ValueError(
@@ -123,8 +123,8 @@ def streaming_diloco(
     checks.check_choice("schedule", schedule, SCHEDULES)
     if labels is not None and layer_axis is not None:
         raise ValueError(
-            f"labels is {labels} and layer_axis is {layer_axis}; one of them must be None, since a "
-            f"label is one fragment for a whole leaf"
+            f"labels={labels}, layer_axis={layer_axis}: allowed is one of them; the other None, "
+            f"since a label is one fragment for a whole leaf"
         )
     checks.check_between("mix", mix, 0, 1)
     checks.check_positive("outer_lr", outer_lr)

@@ -37,7 +37,7 @@ def read(name: str, value: Any, kind: type, entries: str) -> np.ndarray:
 def check_columns(name: str, columns: int, num: int) -> None:
     """Raises a ValueError unless there is a column for each of `num` workers."""
     if columns != num:
-        raise ValueError(f"{name} is for {columns} workers; there are {num}")
+        raise ValueError(f"{name} of {columns} columns: allowed are {num}, one for each worker")
 
 
 def mine(table: np.ndarray, number: int | jax.Array, axis: Axis) -> jax.Array:

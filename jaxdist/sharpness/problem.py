@@ -97,7 +97,10 @@ class Problem:
             ValueError: if the task has no `predict` and `criterion`.
         """
         if task.predict is None or task.criterion is None:
-            raise ValueError("task has no predict and criterion, which measures of sharpness need")
+            raise ValueError(
+                "task has no predict and criterion: allowed are tasks with both, which measures of "
+                "sharpness need"
+            )
         return cls(_task_predictor(task.predict), task.criterion, (state,), whole=True)
 
 
@@ -128,7 +131,7 @@ def batches(examples: Batch, size: int, *, sharding: jax.sharding.Sharding | Non
     lengths = {np.shape(a)[:1] for a in jax.tree.leaves(examples)}
     if len(lengths) != 1 or not all(sum(length) for length in lengths):
         raise ValueError(
-            f"examples has leaves of lengths {sorted(lengths)}; one length above 0 is needed"
+            f"examples have leaves of lengths {sorted(lengths)}: allowed is one length above 0"
         )
     ((length,),) = lengths
     whole = length // size * size

@@ -146,7 +146,7 @@ def loss_slice(
         directions = tuple(direction(params, key=k, **options) for k in keys)
     if len(directions) != dimensions:
         raise ValueError(
-            f"directions has {len(directions)} trees; it must have {dimensions}, one a dimension"
+            f"directions of {len(directions)} trees: allowed are {dimensions}, one a dimension"
         )
     for i, each in enumerate(directions):
         check_finite(f"directions[{i}]", each)

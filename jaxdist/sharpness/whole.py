@@ -37,7 +37,7 @@ class Whole:
         self.loss, self.params, self.stacks = loss, params, _stacks(data)
         shape = jax.eval_shape(loss, params, _first(self.stacks[0]))
         if getattr(shape, "shape", None) != ():
-            raise ValueError(f"loss gives {shape}; it must give a scalar, a mean over the batch")
+            raise ValueError(f"loss gives {shape}: allowed is a scalar, a mean over the batch")
 
     @property
     def num_examples(self) -> int:
@@ -91,7 +91,7 @@ class Whole:
 def need_problem(loss: Callable, what: str) -> Problem:
     """The loss, or a ValueError unless it is a `Problem`, whose outputs can be looked at."""
     if not isinstance(loss, Problem):
-        raise ValueError(f"loss is {loss}; for {what} it must be a Problem(predict, loss)")
+        raise ValueError(f"loss={loss}: allowed for {what} is a Problem(predict, loss)")
     return loss
 
 
@@ -136,14 +136,15 @@ def check_finite(name: str, params: Params) -> None:
     """Raises a ValueError that names a leaf of `params` which is not finite; traced ones pass."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
-        raise ValueError(f"{name} is {params}; it must have at least one leaf")
+        raise ValueError(f"{name}={params}: allowed is at least one leaf")
     for path, leaf in leaves:
         where = f"{name} has in leaf {jax.tree_util.keystr(path, simple=True, separator='/')!r}"
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(f"{where} {jnp.result_type(leaf)}; all leaves must be floating-point")
+            raise ValueError(f"{where} {jnp.result_type(leaf)}: allowed are floating-point leaves")
         if not isinstance(leaf, jax.core.Tracer) and not (ok := jnp.isfinite(leaf)).all():
             raise ValueError(
-                f"{where} {ok.size - ok.sum()} values that are not finite of {ok.size}"
+                f"{where} {ok.size - ok.sum()} values that are not finite of {ok.size}: allowed "
+                f"are finite ones"
             )
 
 
@@ -151,7 +152,7 @@ def check_like(name: str, tree: Params, params: Params) -> None:
     """Raises a ValueError unless `tree` has the leaves of `params`."""
     shapes, wanted = (jax.tree.map(jnp.shape, each) for each in (tree, params))
     if shapes != wanted:
-        raise ValueError(f"{name} has shapes {shapes}; it must have those of params, {wanted}")
+        raise ValueError(f"{name} of shapes {shapes}: allowed are those of params, {wanted}")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -200,8 +201,8 @@ def _stacks(data: Data) -> list[Batch]:
     good = [len(each) == 1 and all(len(s) == 2 and min(s) > 0 for s in each) for each in shapes]
     if not (good and all(good)):
         raise ValueError(
-            f"data has leading axes {shapes}; it must be a stack of batches (x [N, B, ...], y [N, "
-            "B, ...]), or a list of these, as jaxdist.sharpness.batches makes it"
+            f"data has leading axes {shapes}: allowed is a stack of batches (x [N, B, ...], y [N, "
+            f"B, ...]), or a list of these, as jaxdist.sharpness.batches makes it"
         )
     return stacks
 

@@ -63,7 +63,7 @@ def al_dsgd(
         Read in code: HectorHHZ/Adjacent_Leader_Dencentralized_SGD MACHA_util_triple.py @6da2baa.
     """
     if num != 8:
-        raise ValueError(f"al_dsgd is asked for {num} workers; its graphs have 8")
+        raise ValueError(f"num={num}: allowed for al_dsgd is 8, the workers of its graphs")
     if density not in _GRAPHS:
         raise ValueError(f"density={density!r}: allowed are {', '.join(map(str, _GRAPHS))}")
     if graph not in (1, 2, 3):

@@ -154,13 +154,13 @@ def _checked(graph):
     num = len(graph)
     if not num or set(graph) != set(range(num)):
         raise ValueError(
-            f"graph has the nodes {list(graph)[:8]}; they must be 0..W-1, at least one "
+            f"graph has the nodes {list(graph)[:8]}: allowed are 0..W-1, at least one "
             f"(networkx.convert_node_labels_to_integers makes them so)"
         )
     if loops := list(nx.selfloop_edges(graph)):
         raise ValueError(
-            f"graph has the self loops {loops[:8]}; there must be none (a worker's own weight is "
-            f"the diagonal of the matrix)"
+            f"graph has the self loops {loops[:8]}: allowed are none (a worker's own weight is the "
+            f"diagonal of the matrix)"
         )
     copy = nx.DiGraph() if graph.is_directed() else nx.Graph()
     copy.name = graph.name
@@ -181,11 +181,11 @@ def _round(pairs, graph):
         # in a directed graph i sends to j, otherwise both send
         for sender, receiver in [(i, j)] if graph.is_directed() else [(i, j), (j, i)]:
             if not graph.has_edge(sender, receiver):
-                raise ValueError(f"matchings holds {(i, j)}; it must hold edges of the graph")
+                raise ValueError(f"matchings hold {(i, j)}: allowed are edges of the graph")
             if source[receiver] >= 0:
                 raise ValueError(
-                    f"matchings holds {(i, j)} in a round in which {receiver} receives already; "
-                    f"a worker must be in each round once at most"
+                    f"matchings hold {(i, j)} in a round in which {receiver} receives already: "
+                    f"allowed is a worker in each round once at most"
                 )
             source[receiver] = sender
     return source
@@ -197,24 +197,24 @@ def _check_rounds(rounds, graph):
     for source in rounds:
         if source.shape != (num,) or source.min() < -1 or source.max() >= num:
             raise ValueError(
-                f"rounds holds {source.tolist()}; each must hold {num} workers or -1 for none"
+                f"rounds hold {source.tolist()}: allowed are {num} workers or -1 for none"
             )
         (receivers,) = np.nonzero(source >= 0)
         senders = source[receivers]
         if len(set(senders.tolist())) < len(senders):
             raise ValueError(
-                f"rounds holds {source.tolist()}; a worker must send to one other at most"
+                f"rounds hold {source.tolist()}: allowed is to send to one other at most"
             )
         if not graph.is_directed() and (source[senders] != receivers).any():
             raise ValueError(
-                f"rounds holds {source.tolist()}; the rounds of an undirected graph must be "
-                f"matchings: who receives from i sends to i"
+                f"rounds hold {source.tolist()}: allowed for an undirected graph are matchings; "
+                f"who receives from i sends to i"
             )
         carried[receivers, senders] += 1
     wrong = np.argwhere(carried != mixing.adjacency(graph))
     if len(wrong):
         i, j = wrong[0].tolist()
         raise ValueError(
-            f"rounds let {i} receive from {j} {carried[i, j]} times; each edge of the graph must "
-            f"be in one round, and nothing else"
+            f"rounds let {i} receive from {j} {carried[i, j]} times: allowed is each edge of the "
+            f"graph in one round, and nothing else"
         )

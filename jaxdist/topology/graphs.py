@@ -42,7 +42,7 @@ def torus(num: int, *, rows: int | None = None, weights: str = "metropolis") -> 
     if rows is None:
         rows = next(r for r in range(math.isqrt(num), 0, -1) if num % r == 0)
     if not isinstance(rows, int) or rows < 1 or num % rows:
-        raise ValueError(f"rows is {rows}; it must divide the number of workers, {num}")
+        raise ValueError(f"rows={rows}: allowed are divisors of the number of workers, {num}")
     grid = nx.grid_2d_graph(rows, num // rows, periodic=True)
     graph = nx.relabel_nodes(grid, {(r, c): r * (num // rows) + c for r, c in grid})
     return Topology.from_graph(graph, weights=weights, name=f"torus(rows={rows})")
@@ -90,7 +90,7 @@ def hypercube(num: int, *, weights: str = "metropolis") -> Topology:
         [[1, 0, 3, 2], [2, 3, 0, 1]]
     """
     if num & (num - 1):
-        raise ValueError(f"hypercube has {num} workers; it must be a power of two")
+        raise ValueError(f"num={num}: allowed for hypercube are powers of two")
     bits = [2**k for k in range(num.bit_length() - 1)]
     rounds = [[(i, i ^ bit) for i in range(num) if not i & bit] for bit in bits]
     graph = nx.empty_graph(num)

@@ -50,7 +50,10 @@ def activation(topology: Topology, budget: float) -> tuple[np.ndarray, float, fl
     """
     check_budget(budget)
     if topology.directed:
-        raise ValueError(f"topology {topology.name!r} is directed; matcha needs an undirected one")
+        raise ValueError(
+            f"topology={topology.name!r}, which is directed: allowed for matcha are undirected "
+            f"graphs"
+        )
     num, basis = topology.num_workers, _within(topology)
     if not topology.rounds:
         return np.zeros(0), 0.0, float(num > 1)

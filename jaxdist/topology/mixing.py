@@ -124,21 +124,21 @@ def check_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
     """
     num = len(graph)
     if matrix.shape != (num, num):
-        raise ValueError(f"matrix has the shape {matrix.shape}; it must be {(num, num)}")
+        raise ValueError(f"matrix of shape {list(matrix.shape)}: allowed is {[num, num]}")
     if not np.isfinite(matrix).all():
-        raise ValueError(f"matrix is {matrix.tolist()}; its entries must be finite")
+        raise ValueError(f"matrix={matrix.tolist()}: allowed are finite entries")
     stray = np.argwhere((matrix != 0) & (adjacency(graph) + np.eye(num) == 0))
     if len(stray):
         i, j = stray[0].tolist()
         raise ValueError(
-            f"matrix[{i}, {j}] is {matrix[i, j]}, but {i} receives nothing from {j}; it must be 0 "
-            f"where the graph has no edge"
+            f"matrix[{i}, {j}]={matrix[i, j]}: allowed is 0 where the graph has no edge; {i} "
+            f"receives nothing from {j}"
         )
     off = [abs(matrix.sum(axis) - 1).max() for axis in (1, 0)]
     if min(off[: 1 + graph.is_directed()]) > TOLERANCE:
         sides = "rows or columns" if graph.is_directed() else "rows"
         raise ValueError(
-            f"matrix has {sides} whose sums are off by up to {min(off):.3g}; all must sum to 1 "
+            f"matrix has {sides} whose sums are off by up to {min(off):.3g}: allowed are sums of 1 "
             f"(to {TOLERANCE:g}, so in float64)"
         )
 
@@ -146,5 +146,5 @@ def check_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
 def _check_undirected(graph, weights):
     if graph.is_directed():
         raise ValueError(
-            f"weights is {weights!r}, but the graph is directed; it must be 'uniform' or a matrix"
+            f"weights={weights!r}: allowed for a directed graph are 'uniform' or a matrix"
         )

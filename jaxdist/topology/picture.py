@@ -44,7 +44,9 @@ def plot(
 
     topologies = [topologies] if isinstance(topologies, Topology) else list(topologies)
     if len({topology.num_workers for topology in topologies}) != 1:
-        raise ValueError(f"topologies is {topologies}; it must hold some, of as many workers each")
+        raise ValueError(
+            f"topologies={topologies}: allowed are one or more, of as many workers each"
+        )
     rows = len(topologies)
     figure = Figure(figsize=(12.8, 3.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)

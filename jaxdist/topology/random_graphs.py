@@ -58,8 +58,8 @@ def random_regular(
         return Topology.from_graph(nx.path_graph(num), weights=weights, name=name)
     if not isinstance(degree, int) or not 0 < degree < num or num * degree % 2:
         raise ValueError(
-            f"degree is {degree!r}; with {num} workers it must be an integer of 1 to {num - 1} "
-            f"such that num * degree is even"
+            f"degree={degree!r}: allowed with {num} workers are integers of 1 to {num - 1} such "
+            f"that num * degree is even"
         )
     graph = _connected(lambda s: nx.random_regular_graph(degree, num, seed=s), seed, name)
     return Topology.from_graph(graph, weights=weights, name=name)
@@ -89,7 +89,7 @@ def small_world(
     if num <= 2:
         return Topology.from_graph(nx.path_graph(num), weights=weights, name=name)
     if not isinstance(k, int) or k % 2 or not 2 <= k <= num:
-        raise ValueError(f"k is {k!r}; with {num} workers it must be an even integer of 2 to {num}")
+        raise ValueError(f"k={k!r}: allowed with {num} workers are even integers of 2 to {num}")
     graph = _connected(lambda s: nx.watts_strogatz_graph(num, k, p, seed=s), seed, name)
     return Topology.from_graph(graph, weights=weights, name=name)
 

@@ -60,7 +60,7 @@ def make(spec: Spec, num: int) -> tuple[Topology, ...]:
         3
     """
     if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
-        raise ValueError(f"num is {num!r}; the number of workers must be an integer of at least 1")
+        raise ValueError(f"num={num!r}: allowed are integers from 1")
     topologies: list[Topology] = []
     for part in _parts(spec):
         if isinstance(part, tuple):
@@ -72,8 +72,8 @@ def make(spec: Spec, num: int) -> tuple[Topology, ...]:
     for topology in topologies:
         if topology.num_workers != num:
             raise ValueError(
-                f"topology {topology.name!r} has {topology.num_workers} nodes; it must have one "
-                f"for each of the {num} workers"
+                f"topology={topology.name!r} of {topology.num_workers} nodes: allowed is one for "
+                f"each of the {num} workers"
             )
     return tuple(topologies)
 
@@ -117,8 +117,8 @@ def check_connected(topologies: Sequence[Topology]) -> None:
     if not nx.is_strongly_connected(union):
         parts = sorted(map(sorted, nx.strongly_connected_components(union)))
         raise ValueError(
-            f"topology {name!r} is not connected: its components are {parts}; every worker must "
-            f"be reached from every other"
+            f"topology={name!r} is not connected: allowed are graphs in which every worker is "
+            f"reached from every other; its components are {parts}"
         )
     alone = [nx.is_strongly_connected(nx.DiGraph(topology.graph)) for topology in topologies]
     if not any(alone):

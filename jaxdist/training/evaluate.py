@@ -72,20 +72,14 @@ def make_reestimate(run: Run) -> Callable[[dict[str, Any], dict[str, Any]], dict
     return reestimate
 
 
-def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
-    """Compiles the evaluation of a run's state.
-
-    Each worker evaluates its own parameters, with its own BatchNorm statistics, on the whole test
-    set, and on its part of it the candidates: the uniform mean of the workers that are finite, and
-    the centre if the rule keeps one, with the statistics that `run.batch_norm` asks for.
-
-    Args:
-        run: the run.
+def programs(run: Run) -> tuple[Callable, Callable]:
+    """Compiles the two programs of an evaluation.
 
     Returns:
-        A function of the state that gives "test_<name>" of the mean for each number that the task
-        reports, "consensus_distance", and of its headline what each worker has (a list of W, as
-        "worker_accuracies") and, with a centre, what that has ("center_accuracy").
+        `prepare(params, model_state, opt_state)`, which gives ((the candidates, the consensus
+        distance), (their statistics, sums that are zero)), and `score((candidates, chunk), (params,
+        model_state), statistics, sums)`, which adds a chunk of the test set to the sums; both of
+        all workers.
     """
     workers, num, task = run.workers, run.workers.num, run.task
     zeros = jax.tree.map(lambda x: jnp.zeros((num, *x.shape), x.dtype), _sums(run))
@@ -119,9 +113,27 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
         return (), jax.tree.map(jnp.add, totals, scores)
 
     places = workers.replicated, workers.sharding
-    prepare = jax.jit(prepare, out_shardings=places)
+    return jax.jit(prepare, out_shardings=places), workers.spmd(score, donate_argnums=3)
+
+
+def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, Any]]:
+    """Compiles the evaluation of a run's state.
+
+    Each worker evaluates its own parameters, with its own BatchNorm statistics, on the whole test
+    set, and on its part of it the candidates: the uniform mean of the workers that are finite, and
+    the centre if the rule keeps one, with the statistics that `run.batch_norm` asks for.
+
+    Args:
+        run: the run.
+
+    Returns:
+        A function of the state that gives "test_<name>" of the mean for each number that the task
+        reports, "consensus_distance", and of its headline what each worker has (a list of W, as
+        "worker_accuracies") and, with a centre, what that has ("center_accuracy").
+    """
+    workers, num, task = run.workers, run.workers.num, run.task
+    prepare, score = programs(run)
     reestimate = make_reestimate(run)
-    score = workers.spmd(score, donate_argnums=3)
     gather = jax.jit(lambda totals: totals, out_shardings=workers.replicated)
 
     def evaluate(state):
@@ -172,8 +184,8 @@ def _summed(measured: dict[str, jax.Array], real: jax.Array | np.ndarray) -> dic
     for name, x in measured.items():
         if jnp.shape(x)[:1] != real.shape:
             raise ValueError(
-                f"the task's measure {name!r} is {list(jnp.shape(x))} for {len(real)} examples; it "
-                f"must have one row for each, [B, ...]"
+                f"the task's measure {name!r} of shape {list(jnp.shape(x))} for {len(real)} "
+                f"examples: allowed is one row for each, [B, ...]"
             )
 
     def one(x):
@@ -183,11 +195,23 @@ def _summed(measured: dict[str, jax.Array], real: jax.Array | np.ndarray) -> dic
     return jax.tree.map(one, measured)
 
 
+def chunk_shapes(run: Run) -> tuple[Any, jax.ShapeDtypeStruct]:
+    """What a chunk (batch, real) of the test set looks like, on all devices."""
+    size, place = _chunk_size(run), run.workers.replicated
+    one = jax.tree.map(np.asarray, run.dataset.test[np.zeros(1, np.int64)])
+    of = lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=place)
+    return jax.tree.map(of, one), jax.ShapeDtypeStruct((size,), bool, sharding=place)
+
+
+def _chunk_size(run: Run) -> int:
+    num = run.workers.num
+    most = max(CHUNK, run.batch_size // run.microbatches)
+    return num * -(-min(len(run.dataset.test), most) // num)
+
+
 def _chunks(run: Run) -> Iterator[tuple[Any, np.ndarray]]:
     """The test set in chunks (batch, real) of one size that W divides; the last one is padded."""
-    source, num = run.dataset.test, run.workers.num
-    most = max(CHUNK, run.batch_size // run.microbatches)
-    size = num * -(-min(len(source), most) // num)
+    source, size = run.dataset.test, _chunk_size(run)
     for start in range(0, len(source), size):
         index = np.arange(start, start + size)
         real = index < len(source)

@@ -119,15 +119,15 @@ class Run:
             )
         if self.elastic and not (self.way.equal_steps and self.virtual_seconds is None):
             raise ValueError(
-                "elastic=True with a clock or count-triggered rounds: these are of one number of "
-                "workers; give one of the two"
+                "elastic=True with a clock or count-triggered rounds: allowed is one of the two; "
+                "the latter are of one number of workers"
             )
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("tensorboard=True needs tensorboardX: pip install tensorboardX")
         if self.wandb is not None:
             check_wandb(self.wandb)
         if self.batch_norm == "reestimate" and self.task.statistics is None:
-            raise ValueError("batch_norm='reestimate' needs a task with `statistics`")
+            raise ValueError("batch_norm='reestimate': allowed with it are tasks with `statistics`")
         self.way.check(self)
         advances = self.steps // self.way.unit
         if self.virtual_seconds is not None and len(self.virtual_seconds) != advances:
@@ -167,6 +167,6 @@ def check_microbatches(batch_size: int, microbatches: int) -> None:
     """Raises a ValueError unless the batch can be divided into so many equal parts."""
     if batch_size % microbatches:
         raise ValueError(
-            f"batch_size={batch_size} with microbatches={microbatches}: a worker's batch must "
-            f"divide into so many equal parts"
+            f"batch_size={batch_size} with microbatches={microbatches}: allowed are batches of a "
+            f"worker that divide into so many equal parts"
         )

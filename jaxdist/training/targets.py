@@ -75,7 +75,7 @@ def read(text: str, headline: Headline, *, argument: str = "target") -> Target:
         if rising not in (None, headline.higher_is_better):
             better = "more" if headline.higher_is_better else "less"
             raise ValueError(
-                f"{argument}={text!r}: of {name} {better} is better; write {name}={value}"
+                f"{argument}={text!r}: allowed is {name}={value}; of {name} {better} is better"
             )
         rising = headline.higher_is_better
         if headline.percent and not 0 < value <= 1:

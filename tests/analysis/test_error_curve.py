@@ -203,11 +203,11 @@ def test_a_constant_in_the_sizes_is_taken_up_by_delta():
     ("options", "message"),
     [
         ({"delta": 0.0}, "delta=0.0"),
-        ({"n": [1.0, -2.0]}, "n is [1.0, -2.0]"),
+        ({"n": [1.0, -2.0]}, "n=[1.0, -2.0]"),
         ({"dim": 0}, "dim=0"),
         ({"dim": 3}, "samples=[4, 2]: allowed is [S, dim], dim is 3"),
         ({"kind": "cubes"}, "did you mean 'cube'"),
-        ({"log_density": lambda x: x}, "log_density gives [4, 2] for 4 samples"),
+        ({"log_density": lambda x: x}, "log_density gives [4, 2]: allowed is [4]"),
     ],
 )
 def test_bad_curves(options, message):
@@ -219,7 +219,7 @@ def test_bad_curves(options, message):
 def test_bad_gaussians():
     features = np.outer(np.arange(4.0), np.ones(3))
     for dim, test, message in (
-        (2, None, "dim is 2; the features vary in 1 directions"),
+        (2, None, "dim=2: allowed are integers to 1"),
         (0, None, "dim=0"),
         (1, np.zeros((4, 2)), "test_features=[4, 2]"),
         (1, np.full((4, 3), np.nan), "test_features hold nan"),
@@ -235,9 +235,9 @@ def test_bad_gaussians():
     [
         ({"errors": [0.2, 0.0]}, "errors=[0.2, 0.0]"),
         ({"errors": [0.2, 1.1]}, "errors=[0.2, 1.1]"),
-        ({"errors": [0.2]}, "n is [2] and errors [1]"),
-        ({"densities": []}, "densities is empty"),
-        ({"deltas": []}, "deltas is empty"),
+        ({"errors": [0.2]}, "n of shape [2], errors of shape [1]"),
+        ({"densities": []}, "densities=[]"),
+        ({"deltas": []}, "deltas=[]"),
         ({"deltas": [1.0, -1.0]}, "deltas=-1.0"),
         ({"kind": "ball"}, "unknown kind of distance: 'ball'"),
     ],

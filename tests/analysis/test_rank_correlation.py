@@ -117,11 +117,11 @@ def test_what_only_one_hyper_parameter_decides_has_a_high_tau_and_a_low_psi():
 @pytest.mark.parametrize(
     ("settings", "measure", "said"),
     [
-        ({}, [1, 2], "settings is empty"),
-        ({"width": [1]}, [1, 2], "1 values of 'width'; it must have 2"),
+        ({}, [1, 2], "settings={}"),
+        ({"width": [1]}, [1, 2], "1 values of 'width': allowed are 2"),
         ({"width": [1, 1]}, [1, 2], "{'width': 1} more than once"),
-        ({"width": [1, 2]}, [1, 2, 3], "measure is [3] and gap [2]"),
-        ({"width": [1, 2]}, [[1, 2]], "measure is [1, 2] and gap [2]"),
+        ({"width": [1, 2]}, [1, 2, 3], "measure of shape [3], gap of shape [2]"),
+        ({"width": [1, 2]}, [[1, 2]], "measure of shape [1, 2], gap of shape [2]"),
     ],
 )
 def test_wrong_arguments_are_refused(settings, measure, said):

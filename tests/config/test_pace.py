@@ -123,11 +123,11 @@ def test_plain_and_back():
     [
         ({"clock": {"step_seconds": -1.0}}, r"clock.step_seconds=-1"),
         ({"clock": {"step_seconds": math.nan}}, r"clock.step_seconds=nan"),
-        ({"clock": {"budget": 9.0}}, r"needs clock.step_seconds"),
+        ({"clock": {"budget": 9.0}}, r"budget=9.0: allowed is 0, as a budget needs"),
         ({"clock": {"step_seconds": 1.0, "bandwidth": 0.0}}, "bandwidth"),
         ({"clock": {"step_seconds": 1.0, "latency": -1.0}}, "latency"),
         ({"clock": {"step_seconds": 1.0, "sigma": -1.0}}, "sigma"),
-        ({"clock": {"step_seconds": 1.0, "stragglers": [(8, 2.0)]}}, "worker is 8"),
+        ({"clock": {"step_seconds": 1.0, "stragglers": [(8, 2.0)]}}, "worker=8: allowed are 0"),
         ({"clock": {"step_seconds": 1.0, "stragglers": [(1, 0.0)]}}, "worker 1"),
         ({"rule_name": "average_gradients", "asynchronous": True}, "has no period"),
         ({"rule_name": "lasgd", "rule": {"max_delay": 4}, "asynchronous": True}, "max_delay"),
@@ -137,7 +137,7 @@ def test_plain_and_back():
         ),
         (
             {"round_steps": 4, "asynchronous": True},
-            "round_steps=4 and asynchronous=True are given",
+            "round_steps=4, asynchronous=True: allowed is one of them",
         ),
         ({"overlap": "devices"}, "uses its averages at once"),
     ],

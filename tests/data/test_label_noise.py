@@ -96,7 +96,7 @@ def test_shards_and_loader_take_it():
         ({"rate": float("nan")}, "rate=nan"),
         ({"rate": True}, "rate=True"),
         ({"num_classes": 1}, "num_classes=1"),
-        ({"num_classes": 3}, "labels hold 3; they must be integers in 0..2"),
+        ({"num_classes": 3}, "labels hold 3: allowed are integers in 0..2"),
         ({"seed": -1}, "seed=-1"),
         ({"labels": np.array([0, -2])}, "labels hold -2"),
         ({"labels": np.array([0.0, 1.0])}, "labels are float64"),

@@ -20,7 +20,7 @@ SECONDS = 600
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_fault(tmp_path):
-    command = "experiments.bench.faults --repeat 1 --only sigterm --steps 300"
+    command = "experiments.bench.faults --processes 1 --repeat 1 --only sigterm --steps 200"
     done = subprocess.run(
         [sys.executable, "-m", *command.split(), "--checkpoint_every", "50"],
         cwd=Path(__file__).parents[2],

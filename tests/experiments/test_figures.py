@@ -90,7 +90,7 @@ def test_labels_in_figures_and_on_the_page(sweep, monkeypatch, capsys):
     ("label", "message"),
     [
         ("digits_mgrava=M", "did you mean 'digits_mgrawa'"),
-        ("none.json", "neither NAME=LABEL nor JSON"),
+        ("none.json", "allowed are NAME=LABEL or JSON"),
         ("digits_mgrawa=digits_easgd", "'digits_easgd' would be the label of 2"),
     ],
 )

@@ -320,7 +320,7 @@ def test_files_that_no_run_writes_are_named(tmp_path, capsys, file, text, said):
 def test_wrong_folders_are_named(tmp_path, capsys):
     fails(capsys, "holds no run", str(tmp_path))
     folder = make(tmp_path / "run")
-    fails(capsys, "out is None", str(folder), str(folder))
+    fails(capsys, "out=None", str(folder), str(folder))
     fails(capsys, "is a folder", str(folder), "--out", str(tmp_path))
     fails(capsys, "No such file", str(folder), "--out", str(tmp_path / "none" / "page.html"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

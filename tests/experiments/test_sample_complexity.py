@@ -124,7 +124,7 @@ def test_a_part_smaller_than_a_batch():
         (["--fractions", "0.5"], "at least one more"),
         (["--fractions", "0.25", "1"], "allowed is 0.5, whose network gives the features"),
         (["--fractions", "0.5", "1.5"], "--fractions holds 1.5"),
-        (["--fractions", "0", "0.5"], "--fractions holds 0;"),
+        (["--fractions", "0", "0.5"], "--fractions holds 0: allowed"),
         (["--fractions", "0.5", "nan"], "--fractions holds nan"),
         (["--fractions", "1e-4", "0.5"], "of 1437 examples that leaves none"),
         (["--seeds", "-1"], "--seeds=-1"),

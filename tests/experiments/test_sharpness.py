@@ -180,7 +180,7 @@ def test_wrong_folders_are_named(measured, capsys, tmp_path):
     shutil.copy(measured[0] / "config.json", tmp_path)
     fails(capsys, "holds no checkpoint", "--workdir", str(tmp_path))
     several = ["--workdir", str(measured[0]), str(tmp_path)]
-    fails(capsys, "out is None", *several)
+    fails(capsys, "out=None", *several)
 
 
 def fails(capsys, said, *argv):

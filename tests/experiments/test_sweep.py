@@ -146,7 +146,7 @@ def test_a_grid_is_compared(tmp_path, capsys):
         # what comes out only when the last of the runs is built
         ("--configs digits fashion_mnist --data.path nowhere", "'digits'"),
         ("--configs digits mnist", "mnist, seed 0: name='mnist' is not prepared"),
-        ("--configs digits --rule dpsgd --rule.topology ring torus(rows=3)", "rows is 3"),
+        ("--configs digits --rule dpsgd --rule.topology ring torus(rows=3)", "rows=3: allowed"),
         ("--configs digits --rule dpsgd --rule.period 2 0", "period=0"),
         ("--configs digits --rule mgrawa dppf --bytes_budget 10", "sends at least"),
         (

@@ -297,15 +297,15 @@ def test_parts_can_be_replaced(trained, capsys, tmp_path, words, answer):
         ("shard=iid", "did you mean 'shards'"),
         ("shards=dirichlt", "did you mean 'dirichlet'"),
         ("shards=dirichlet(alpa=1)", "did you mean 'alpha'"),
-        ("shards=dirichlet(alpha='x')", "alpha='x'; allowed is float"),
-        ("shards=dirichlet(alpha=True)", "alpha=True; allowed is float"),
+        ("shards=dirichlet(alpha='x')", "alpha='x': allowed is float"),
+        ("shards=dirichlet(alpha=True)", "alpha=True: allowed is float"),
         ("shards=dirichlet(alpha=-1)", "alpha=-1"),
         ("shards=dirichlet(alpha=1", "cannot be read"),
-        ("shards=iid, iid", "write 'shards=NAME'"),
-        ("shards", "write 'shards=NAME'"),
+        ("shards=iid, iid", "allowed are 'shards=NAME'"),
+        ("shards", "allowed are 'shards=NAME'"),
         ("data=idx", "needs the option 'path'"),
         ("schedule=drops(at=[0.5, 'x'])", "allowed is tuple[float, ...]"),
-        ("rule=local_sgd(compress=8)", "compress=8; allowed is str | None"),
+        ("rule=local_sgd(compress=8)", "compress=8: allowed is str | None"),
         ("model=resnet50(stem='large')", "allowed is Literal['cifar', 'imagenet']"),
     ],
 )
@@ -347,7 +347,7 @@ def test_wrong_values_are_named(capsys, tmp_path, words, answer):
         ("dpsgd", ("--rule.topology", "rng"), "did you mean 'ring'"),
         ("dpsgd", ("--rule.topology", "torus(rws=2)"), "did you mean 'rows'"),
         ("dpsgd", ("--rule.compress", "int9"), "did you mean 'int8'"),
-        ("sgp", ("--rule.compress", "top_k"), "sgp takes 'int8', 'bf16' or None"),
+        ("sgp", ("--rule.compress", "top_k"), "for sgp are 'int8', 'bf16' or None"),
         ("choco", ("--rule.compress", "top_k(fraction=2)"), "fraction=2"),
         ("matcha", ("--rule.budget", "0"), "budget=0"),
     ],
@@ -365,7 +365,7 @@ def test_a_graph_that_does_not_fit_the_workers_is_named(capsys, tmp_path):
     said = fails(
         capsys, train.main, "--config", "digits", "--rule", "dpsgd", "--workdir", tmp_path, *words
     )
-    assert said == "error: rows is 3; it must divide the number of workers, 8\n"
+    assert said == "error: rows=3: allowed are divisors of the number of workers, 8\n"
 
 
 def test_wrong_configs_are_named(capsys, tmp_path):

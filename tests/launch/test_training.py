@@ -18,7 +18,7 @@ from jaxdist.training import train
 from tests.launch.test_launch import LAUNCH, ROOT, environment
 from tests.training.tiny_runs import saved
 
-STEPS, EVERY = 300, 50  # a few seconds in which to kill, once the first checkpoint is there
+STEPS, EVERY = 200, 25  # a few seconds in which to kill, once the first checkpoint is there
 SECONDS = 240
 MARK = "TESTS_OF_JAXDIST"
 TRAIN = [

@@ -246,10 +246,10 @@ def test_bad_options(options, message):
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        ((2, 3), [0, 3], "labels hold 3; they must be integers in 0..2"),
+        ((2, 3), [0, 3], "labels hold 3: allowed are integers in 0..2"),
         ((2, 3), [-1, 0], "labels hold -1"),
         ((2, 3), [0.0, 1.0], "labels=float"),
-        ((2, 3), [0, 1, 2], "logits are .2, 3. and labels .3."),
+        ((2, 3), [0, 1, 2], "logits of shape .2, 3., labels of shape .3."),
         ((2, 1), [0, 0], "K >= 2"),
     ],
 )

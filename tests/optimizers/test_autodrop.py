@@ -404,7 +404,7 @@ def test_what_it_tells_is_what_rules_tell():
     [
         ({"steps_per_epoch": 0}, "steps_per_epoch=0"),
         ({"steps_per_epoch": 2.0}, "steps_per_epoch=2.0"),
-        ({"total_steps": 20}, "total_steps is 20; three snapshots need at least 21 steps"),
+        ({"total_steps": 20}, "total_steps=20: allowed are integers from 21; three snapshots"),
         ({"total_steps": 0}, "total_steps=0"),
         ({"rho": 0.0}, "rho=0.0"),
         ({"rho": 1.5}, "rho=1.5"),
@@ -430,5 +430,5 @@ def test_the_shortest_run_has_three_snapshots():
 
 def test_update_needs_parameters():
     tx = autodrop(1)
-    with pytest.raises(ValueError, match="params is None"):
+    with pytest.raises(ValueError, match="params=None"):
         tx.update(jnp.zeros(2), tx.init(jnp.zeros(2)))

@@ -118,7 +118,7 @@ def test_optax_can_map_its_parameters():
         (lambda: reset_every(optax.sgd(0.1), 0), "period=0"),
         (
             lambda: rules.compose(optax.sgd(0.1), "average_gradients", "w", reset_inner=True),
-            "reset_inner is True; .* which average_gradients does not",
+            "reset_inner=True: allowed is False; .* which average_gradients does not",
         ),
         (
             lambda: rules.compose(optax.sgd(0.1), "streaming_diloco", "w", reset_inner=True),

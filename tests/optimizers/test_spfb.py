@@ -510,12 +510,12 @@ def test_other_models_are_refused(name, params):
 @pytest.mark.parametrize(
     ("params", "features", "message"),
     [
-        (jnp.zeros((3, 2)), None, "features is None"),
-        (None, jnp.zeros((5, 3)), "params is None"),
+        (jnp.zeros((3, 2)), None, "features=None"),
+        (None, jnp.zeros((5, 3)), "params=None"),
         ((), jnp.zeros((5, 3)), "this is for no other models"),
-        (jnp.zeros((3, 2)), jnp.zeros((5, 4)), r"must be \[B, 3\]"),
-        (jnp.zeros((3, 2)), jnp.zeros((5, 2, 3)), r"must be \[B, 3\]"),
-        (jnp.zeros(6), jnp.zeros((5, 3)), r"must be \[B, K, 6\]"),
+        (jnp.zeros((3, 2)), jnp.zeros((5, 4)), r"allowed .* is \[B, 3\]"),
+        (jnp.zeros((3, 2)), jnp.zeros((5, 2, 3)), r"allowed .* is \[B, 3\]"),
+        (jnp.zeros(6), jnp.zeros((5, 3)), r"allowed .* is \[B, K, 6\]"),
     ],
 )
 def test_features_that_do_not_fit(name, params, features, message):
@@ -528,7 +528,7 @@ def test_features_that_do_not_fit(name, params, features, message):
 @pytest.mark.parametrize(
     ("labels", "steps", "message"),
     [
-        ([0, 1, 2], 1, "labels are 0 to 2; allowed are 0 to 1"),
+        ([0, 1, 2], 1, "labels are 0 to 2: allowed are 0 to 1"),
         ([0, -1, 1], 1, "labels are -1"),
         ([0, 1, 1], 0, "steps=0"),
     ],
@@ -541,7 +541,7 @@ def test_wrong_labels_and_steps(labels, steps, message):
 
 
 def test_a_bound_of_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"logits has shape \(3,\) and features \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"logits of shape \[3\], features of shape \[4, 2\]"):
         partition_bound(jnp.zeros(3), jnp.zeros((4, 2)))
 
 

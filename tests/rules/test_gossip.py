@@ -26,7 +26,8 @@ QUICK = [(8, "8 devices x 1"), (8, "own vmap")]
 # Of every way to communicate a case in all layouts; the others of IN_TURN in each layout that is a
 # third of them, so that each meets one of several devices and one with fewer or more workers. A
 # rule does not know its layout: `collectives` does, of which all these call the same, and what is
-# still left differs in what it does with what has arrived.
+# still left differs in what it does with what has arrived. Under a vmap of one's own all cases are
+# tried with 8 workers, 2, and one of the odd numbers.
 IN_ALL_LAYOUTS = ("dpsgd, cta", "sgp, int8", "al_dsgd, released", "choco, neighbour")
 IN_TURN = (
     "gossip_pga",
@@ -245,7 +246,9 @@ def names(num, layout):
     if (num, layout) in FEW:
         return IN_ALL_LAYOUTS
     if layout == "own vmap":
-        return tuple(cases(num)) if num < 16 else IN_ALL_LAYOUTS + IN_TURN
+        if num == 16:
+            return IN_ALL_LAYOUTS + IN_TURN
+        return tuple(cases(num)) if num % 2 == 0 else tuple(cases(num))[num == 5 :: 2]
     turn = [setup for setup in SETUPS if setup[1] != "own vmap"].index((num, layout))
     return IN_ALL_LAYOUTS + IN_TURN[turn % 3 :: 3]
 

@@ -431,9 +431,9 @@ def test_without_a_step_the_rule_counts_by_itself():
         (lambda: rules.local_sgd("w", period=2.5), r"period=2.5"),
         (lambda: rules.local_sgd(("a", "b", "c")), r"axis=\('a', 'b', 'c'\)"),
         (lambda: rules.post_local_sgd("w", after=-1), r"after=-1"),
-        (lambda: rules.hierarchical_sgd("w", periods={}), r"periods is \{\}"),
-        (lambda: rules.hierarchical_sgd("w", periods={4: 2, 2: 4}), r"must ascend"),
-        (lambda: rules.hierarchical_sgd("w", periods={2: 2, 4: 3}), r"must divide the next"),
+        (lambda: rules.hierarchical_sgd("w", periods={}), r"periods=\{\}"),
+        (lambda: rules.hierarchical_sgd("w", periods={4: 2, 2: 4}), r"periods=.* that ascend"),
+        (lambda: rules.hierarchical_sgd("w", periods={2: 2, 4: 3}), r"divisor of the next"),
         (lambda: rules.easgd("w", alpha=-0.1), r"alpha=-0.1"),
         (lambda: rules.eamsgd("w", momentum=1.5), r"momentum=1.5"),
         (lambda: rules.mgrawa("w", strength=1.5), r"strength=1.5"),
@@ -441,7 +441,7 @@ def test_without_a_step_the_rule_counts_by_itself():
         (lambda: rules.mgrawa("w", norm="l1"), r"norm='l1'"),
         (lambda: rules.lgrawa("w", norm_source="test"), r"norm_source='test'"),
         (lambda: rules.lgrawa("w", decay=1.0), r"decay=1.0"),
-        (lambda: rules.lsgd("w", period=4, local_period=3), r"local_period is 3 with period 4"),
+        (lambda: rules.lsgd("w", period=4, local_period=3), r"local_period=3 with period=4"),
         (lambda: rules.lsgd("w", groups=[[0, 1], [1, 2]]), r"overlap"),
         (lambda: rules.lsgd("w", groups=[[0, 1], []]), r"at least one worker"),
         (lambda: rules.dppf("w", push=-1), r"push=-1"),
@@ -452,7 +452,7 @@ def test_without_a_step_the_rule_counts_by_itself():
         (lambda: rules.lasgd("w", apply="add"), r"apply='add'"),
         (lambda: rules.dasgd("w", mix=2), r"mix=2"),
         (lambda: rules.overlap_local_sgd("w", pull=-0.1), r"pull=-0.1"),
-        (lambda: rules.streaming_diloco("w", period=10), r"fragments is 4; .* divide the period"),
+        (lambda: rules.streaming_diloco("w", period=10), r"fragments=4: .* divisors of the period"),
         (lambda: rules.streaming_diloco("w", period=8, delay=2), r"delay=2"),
         (
             lambda: rules.streaming_diloco("w", fragments=2, period=8, delay=1).init(jnp.ones(3)),
@@ -472,12 +472,12 @@ def test_wrong_arguments_are_named(make, message):
 @pytest.mark.parametrize(
     ("rule", "kwargs", "message"),
     [
-        (rules.easgd("w", period=1, alpha=0.5), {}, r"W alpha must be at most 1"),
-        (rules.lsgd("w", period=1, groups=[[0, 1]]), {"value": 1.0}, r"holds the workers \[0, 1\]"),
-        (rules.lsgd("w", period=1), {}, r"lsgd needs value"),
-        (rules.mgrawa("w", period=1), {}, r"mgrawa needs grad"),
-        (rules.lgrawa("w", period=1, norm_source="probe"), {}, r"lgrawa .* needs probe_grad"),
-        (rules.hierarchical_sgd("w", periods={1: 2}), {}, r"must end with all 3"),
+        (rules.easgd("w", period=1, alpha=0.5), {}, r"alpha=0.5 .* W alpha is at most 1"),
+        (rules.lsgd("w", period=1, groups=[[0, 1]]), {"value": 1.0}, r"hold the workers \[0, 1\]"),
+        (rules.lsgd("w", period=1), {}, r"value=None: allowed for lsgd"),
+        (rules.mgrawa("w", period=1), {}, r"grad=None: allowed for mgrawa"),
+        (rules.lgrawa("w", period=1, norm_source="probe"), {}, r"probe_grad=None: .* lgrawa"),
+        (rules.hierarchical_sgd("w", periods={1: 2}), {}, r"end with a group of all 3"),
     ],
 )
 def test_what_only_the_workers_tell_is_refused_when_traced(rule, kwargs, message):
@@ -490,9 +490,9 @@ def test_what_only_the_workers_tell_is_refused_when_traced(rule, kwargs, message
 def test_an_axis_that_is_not_bound_is_named(name):
     rule = rules.RULES[name]("nobody", **HYPER[name])
     x = jnp.ones(3)
-    with pytest.raises(ValueError, match="axis 'nobody' is not bound here"):
+    with pytest.raises(ValueError, match="axis='nobody' is not bound here"):
         rule.update(0 * x, rule.init(x), x, step=0, value=1.0, grad=x)
-    with pytest.raises(ValueError, match=r"params is None|not bound"):
+    with pytest.raises(ValueError, match=r"params=None|not bound"):
         rule.update(x, rule.init(x), step=0)
 
 
@@ -520,7 +520,7 @@ def test_stacked_view():
     close(stacked.resize(shrunk, 2), jax.tree.map(lambda x: x[:2], tree))
     close(stacked.resize(tree, 4, {"a": jnp.ones(2), "b": jnp.float32(7)})["b"][3], np.float32(7))
     assert stacked.replicate({"a": jnp.ones(2)}, 4)["a"].shape == (4, 2)
-    with pytest.raises(ValueError, match="num is 0"):
+    with pytest.raises(ValueError, match="num=0"):
         stacked.resize(tree, 0)
     with pytest.raises(ValueError, match="leading axes"):
         stacked.num_workers({"a": jnp.ones(2), "b": jnp.ones(3)})

@@ -97,10 +97,10 @@ def test_masked_leaves_have_no_label():
     ("options", "message"),
     [
         ({"number": 5}, "fragments=5: allowed are integers to the 4 leaves"),
-        ({"number": 2, "layer_axis": 1}, "layer_axis is 1; leaf 'embed' has 1 axes"),
-        ({"number": 2, "labels": lambda path: 2}, r"labels has 2 for leaf 'embed'; .* 0..1"),
-        ({"number": 2, "labels": lambda path: None}, "labels has None for leaf 'embed'"),
-        ({"number": 2, "labels": lambda path: 0}, "labels has no leaf for fragment 1 of 2"),
+        ({"number": 2, "layer_axis": 1}, "layer_axis=1 for leaf 'embed': allowed are its 1 axes"),
+        ({"number": 2, "labels": lambda path: 2}, r"labels hold 2 for leaf 'embed': .* 0..1"),
+        ({"number": 2, "labels": lambda path: None}, "labels hold None for leaf 'embed'"),
+        ({"number": 2, "labels": lambda path: 0}, "labels hold no leaf for fragment 1 of 2"),
     ],
 )
 def test_what_cannot_be_divided(options, message):
@@ -170,7 +170,7 @@ def test_a_bad_worker_is_left_out_of_a_fragment(schedule):
     ("options", "message"),
     [
         ({"schedule": "paper"}, r"schedule='paper'"),
-        ({"labels": [0, 1], "layer_axis": 0}, "layer_axis is 0; one of them must be None"),
+        ({"labels": [0, 1], "layer_axis": 0}, "layer_axis=0: allowed is one of them"),
     ],
 )
 def test_wrong_arguments(options, message):

@@ -250,7 +250,7 @@ def test_on_a_linear_model_the_two_curvatures_agree(network):
         ("trace", {"parallel": 0}, "parallel=0"),
         ("trace", {"num_steps": -1}, "num_steps=-1"),
         ("trace", {"curvature": "fisher"}, "curvature='fisher'"),
-        ("trace", {"curvature": "ggn"}, "must be a Problem"),
+        ("trace", {"curvature": "ggn"}, "is a Problem"),
         ("trace", {"key": None}, "key=None"),
         ("largest_eigenvalue", {"num_steps": 0}, "num_steps=0"),
         ("largest_eigenvalue", {"key": None}, "key=None"),

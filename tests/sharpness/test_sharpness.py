@@ -417,21 +417,21 @@ def _Normalised(rngs):  # noqa: N802
         ("lpf", {"num_samples": 1}, "num_samples=1"),
         ("lpf", {"parallel": 0}, "parallel=0"),
         ("lpf", {"key": None}, "key=None"),
-        ("lpf", {"params": {"a": jnp.arange(3)}}, "leaf 'a' int32; all leaves must be floating"),
+        ("lpf", {"params": {"a": jnp.arange(3)}}, "leaf 'a' int32: allowed are floating"),
         ("lpf", {"params": {}}, "at least one leaf"),
         ("lpf", {"data": jnp.zeros(3)}, "data has leading axes"),
         ("lpf", {"data": []}, "data has leading axes"),
         ("lpf", {"data": jnp.zeros((0, 4))}, "data has leading axes"),
         ("lpf", {"data": (jnp.zeros((2, 4)), jnp.zeros((2, 3)))}, "data has leading axes"),
-        ("gradient_norm", {"loss": lambda params, batch: batch[0][0]}, "must give a scalar"),
+        ("gradient_norm", {"loss": lambda params, batch: batch[0][0]}, "allowed is a scalar"),
         ("epsilon_sharpness", {"epsilon": 0.0}, "epsilon=0.0"),
         ("epsilon_sharpness", {"tolerance": 0.0}, "tolerance=0.0"),
         ("pac_bayes", {"delta": 0.0}, "delta=0.0"),
-        ("pac_bayes", {"initial": {"a": jnp.ones(2)}}, "initial has shapes"),
+        ("pac_bayes", {"initial": {"a": jnp.ones(2)}}, "initial of shapes"),
         ("pac_bayes", {"initial": {"a": jnp.array([jnp.inf])}}, "initial has in leaf 'a'"),
         ("pac_bayes_sigma", {"max_sigma": -1.0}, "max_sigma=-1.0"),
         ("pac_bayes_sigma", {"key": None}, "key=None"),
-        ("shannon_entropy", {}, "must be a Problem"),
+        ("shannon_entropy", {}, "is a Problem"),
         ("local_entropy", {"gamma": 0.0}, "gamma=0.0"),
         ("local_entropy_gradient", {"noise": -1.0}, "noise=-1.0"),
         ("local_entropy_gradient", {"averaging": 2.0}, "averaging=2.0"),
@@ -450,7 +450,7 @@ def test_wrong_batches():
         with pytest.raises(ValueError, match="size="):
             sharpness.batches((np.zeros((4, 2)), np.zeros(4)), size)
     for examples in [(np.zeros((4, 2)), np.zeros(3)), (np.zeros((0, 2)), np.zeros(0))]:
-        with pytest.raises(ValueError, match="examples has leaves of lengths"):
+        with pytest.raises(ValueError, match="examples have leaves of lengths"):
             sharpness.batches(examples, 2)
 
 
@@ -549,9 +549,9 @@ def test_pictures(tmp_path):
         ({"num": 1}, "num=1"),
         ({"key": None}, "key=None"),
         ({"vectors": "skip"}, "vectors='skip'"),
-        ({"filter_axis": 3}, "filter_axis is"),
-        ({"directions": ()}, "directions has 0 trees"),
-        ({"directions": ({"a": jnp.ones(2)},)}, r"directions\[0\] has shapes"),
+        ({"filter_axis": 3}, "filter_axis="),
+        ({"directions": ()}, "directions of 0 trees"),
+        ({"directions": ({"a": jnp.ones(2)},)}, r"directions\[0\] of shapes"),
         ({"directions": (jax.tree.map(lambda x: x * jnp.nan, PARAMS),)}, r"directions\[0\] has in"),
         ({"params": {"a": jnp.array([jnp.nan])}}, "params has in leaf 'a'"),
     ],
@@ -567,7 +567,7 @@ def test_wrong_barriers():
     for pair, message in [
         ((bad, PARAMS), "params has in leaf 'a'"),
         ((PARAMS, bad), "second has in leaf 'a'"),
-        ((PARAMS, {"a": jnp.ones(2)}), "second has shapes"),
+        ((PARAMS, {"a": jnp.ones(2)}), "second of shapes"),
     ]:
         with pytest.raises(ValueError, match=message):
             sharpness.barrier(quadratic, *pair, data=AT["data"])

@@ -141,7 +141,7 @@ def test_bad_lnsr_arguments():
     h = jnp.ones((1, 3))
     with pytest.raises(ValueError, match="did you mean 'head'"):
         lnsr(sigma=0.1, coef={"heat": 1.0})({"head": jnp.tanh}, h, KEY)
-    with pytest.raises(ValueError, match="maps is empty"):
+    with pytest.raises(ValueError, match=r"maps=\{\}"):
         lnsr(sigma=0.1)({}, h, KEY)
     with pytest.raises(ValueError, match="batch of at least 2"):
         lnsr(sigma=0.1, noise="in_manifold")({"head": jnp.tanh}, h, KEY)

@@ -247,7 +247,7 @@ def test_from_the_command_line(parts, reported, tmp_path):
     ("parts", "said"),
     [
         (["task=multi_label"], "allowed is 0 or 1 for each of"),
-        (["data=digit_attributes"], "logits are [8, 4] and labels [8, 4]"),
+        (["data=digit_attributes"], "logits of shape [8, 4], labels of shape [8, 4]"),
         (["task=multi_head"], "heads of the data set is ()"),
         ([HEADED[0], "task=multi_head(weights={'parities': 1.0})"], "did you mean 'parity'"),
         ([HEADED[0], "task=multi_head(weights={'parity': -1.0})"], "weights['parity']=-1.0"),
@@ -267,7 +267,7 @@ def test_what_does_not_fit_is_refused(parts, said, tmp_path, capsys):
 def test_wrong_labels_are_of_one_class_an_example(tmp_path, capsys):
     command = ["--config", "digits", "--workdir", tmp_path / "run", *SHORT, "--with", *LABELLED]
     said = fails(capsys, train.main, *command, "--label_noise", "0.1")
-    assert "label noise needs one class per example" in said
+    assert "label noise is one class per example" in said
 
 
 def test_heads_have_the_classes_of_the_data_set():

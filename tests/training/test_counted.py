@@ -293,11 +293,11 @@ EVEN = np.full((3, W), 4)
     [
         ({"trigger": 5}, "trigger=5: allowed are integers from 1 that divide the steps, 12"),
         ({"trigger": 0}, "Asynchronous: trigger=0: allowed are integers from 1"),
-        ({"trigger": 4, "grants": EVEN[:2]}, r"grants is .*\[rounds, W\] = \[3, 4\]"),
-        ({"trigger": 4, "grants": EVEN[:, :3]}, "grants is "),
-        ({"trigger": 4, "grants": EVEN[0]}, "grants is "),
-        ({"trigger": 4, "grants": EVEN - 5}, "grants is "),
-        ({"trigger": 4, "grants": EVEN / 3}, "grants is "),
+        ({"trigger": 4, "grants": EVEN[:2]}, r"grants=.*\[rounds, W\] = \[3, 4\]"),
+        ({"trigger": 4, "grants": EVEN[:, :3]}, "grants="),
+        ({"trigger": 4, "grants": EVEN[0]}, "grants="),
+        ({"trigger": 4, "grants": EVEN - 5}, "grants="),
+        ({"trigger": 4, "grants": EVEN / 3}, "grants="),
         ({"trigger": 4, "patience": 0.0}, "patience=0.0: allowed are seconds above 0"),
     ],
 )
@@ -310,16 +310,16 @@ def test_wrong_options_are_refused(options, message):
     ("rule", "hyper", "message"),
     [
         ("average_gradients", {}, "'average_gradients' communicates at every local step"),
-        ("dpsgd", {}, "'dpsgd' has something to do after step 1;"),
-        ("lasgd", {"period": 4, "delay": 2}, "'lasgd' has something to do after step 6;"),
-        ("local_sgd", {"period": 2}, "'local_sgd' has something to do after step 2;"),
-        ("local_sgd", {"period": 6}, "'local_sgd' has something to do after step 6;"),
-        ("lsgd", GROUPS, "'lsgd' has something to do after step 2;"),
+        ("dpsgd", {}, "'dpsgd' has something to do after step 1$"),
+        ("lasgd", {"period": 4, "delay": 2}, "'lasgd' has something to do after step 6$"),
+        ("local_sgd", {"period": 2}, "'local_sgd' has something to do after step 2$"),
+        ("local_sgd", {"period": 6}, "'local_sgd' has something to do after step 6$"),
+        ("lsgd", GROUPS, "'lsgd' has something to do after step 2$"),
     ],
 )
 def test_rules_that_sync_within_a_round_are_refused(rule, hyper, message):
     run = linear_run(rule, hyper, way=Asynchronous(4, EVEN))
-    with pytest.raises(ValueError, match=f"^trigger=4: the rule {message}"):
+    with pytest.raises(ValueError, match=f"^trigger=4: allowed .*; {message}"):
         make_advance(run, traffic_of(run))
 
 
@@ -407,9 +407,9 @@ def plain_sgd():
 
 @pytest.mark.slow
 def test_two_processes_of_unequal_speed(tmp_path):
-    for code, output in run_processes(2, CHILD, tmp_path, -1, 200):
+    for code, output in run_processes(2, CHILD, tmp_path, -1, 60):
         assert code == 0, output[-3000:]
-    check(tmp_path, rounds=200)
+    check(tmp_path, rounds=60)
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_what_an_interrupted_save_leaves_is_removed(whole, tmp_path, monkeypatch
 
 CHILD = """
 import sys
-import conftest
+import tests.conftest
 from tests.training.test_resume import full_run, train
 train(full_run(checkpoint_every=1), sys.argv[1], progress=False)
 """

@@ -148,7 +148,7 @@ def test_of_several_at_once_one_has_it(stale, ended, tmp_path):
 
 BOTH = """
 import sys
-import conftest
+import tests.conftest
 from jaxdist.training import multihost
 multihost.initialize()
 from experiments import cli

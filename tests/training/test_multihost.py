@@ -77,8 +77,9 @@ def make(name, steps=6):
 
 def names(processes):
     """What so many processes train, to save time: of four, two hold a worker together."""
-    inside = {1: ["4 x fsdp 2", "2 x fsdp 4"], 2: ["4 x fsdp 2"], 4: ["2 x fsdp 4"]}[processes]
-    return ["mgrawa", "al_dsgd", "diloco", *inside, *(["resumed"] if processes < 4 else [])]
+    of_two = ["al_dsgd", "diloco", "4 x fsdp 2", "resumed"]
+    of_four = ["mgrawa", "al_dsgd", "2 x fsdp 4"]
+    return {1: sorted({*of_two, *of_four}), 2: of_two, 4: of_four}[processes]
 
 
 def train_all(folder):

@@ -123,10 +123,10 @@ def test_rules_that_use_their_averages_at_once_are_refused(rule, hyper, tmp_path
 @pytest.mark.parametrize(
     ("num", "devices", "message"),
     [
-        (4, slice(0, 4), "Overlap: workers has 4 on .*, 4 devices of it shared"),
-        (4, slice(3, 7), "Overlap: workers has 4 on .*, 1 devices of it shared"),
-        (8, slice(4, 8), "Overlap: workers has 8 on .*; there must be 4"),
-        (4, slice(4, 6), r"on \{'worker': 2\}, 0 devices of it shared; there must be 4"),
+        (4, slice(0, 4), "Overlap: workers.num=4 on .*, 4 devices of it shared"),
+        (4, slice(3, 7), "Overlap: workers.num=4 on .*, 1 devices of it shared"),
+        (8, slice(4, 8), "Overlap: workers.num=8 on .*: allowed are 4"),
+        (4, slice(4, 6), r"on \{'worker': 2\}, 0 devices of it shared: allowed are 4"),
     ],
 )
 def test_other_numbers_and_shared_devices_are_refused(num, devices, message):

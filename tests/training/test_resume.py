@@ -123,7 +123,7 @@ def test_whatever_a_rule_remembers_is_in_the_checkpoint(rule, tmp_path):
 
 CHILD = """
 import sys, threading
-import conftest
+import tests.conftest
 from tests.training.test_resume import full_run, train
 
 run = full_run(checkpoint_every=5)

@@ -113,7 +113,9 @@ def _check(args: argparse.Namespace) -> None:
     args.fractions = sorted(set(args.fractions))
     for fraction in args.fractions:
         if not 0 < fraction <= 1:
-            raise ValueError(f"--fractions holds {fraction:g}; all must be above 0 and at most 1")
+            raise ValueError(
+                f"--fractions holds {fraction:g}: allowed are numbers above 0, at most 1"
+            )
     if FEATURES_AT not in args.fractions or len(args.fractions) < 2:
         raise ValueError(
             f"--fractions={args.fractions}: allowed is {FEATURES_AT}, whose network gives "
@@ -186,7 +188,10 @@ def part(config: Config, num: int, fraction: float) -> Run:
     """
     size = round(fraction * num)
     if size < 1:
-        raise ValueError(f"--fractions holds {fraction:g}; of {num} examples that leaves none")
+        raise ValueError(
+            f"--fractions holds {fraction:g}: allowed is what leaves examples; of {num} examples "
+            f"that leaves none"
+        )
     steps = max(1, round(config.steps * (size / num) ** 0.75))
     batch = min(config.batch_size, size)
     run = build(dataclasses.replace(config, steps=steps, batch_size=batch))

@@ -82,8 +82,8 @@ class Asynchronous(Way):
         whole = grants.shape == shape and grants.dtype.kind in "iu"
         if not whole or (grants < 0).any() or not grants.any(1).all():
             raise ValueError(
-                f"grants is {self.grants}; it must hold the local steps of [rounds, W] = "
-                f"{list(shape)}, integers of at least 0 and not all 0 in a round"
+                f"grants={self.grants}: allowed are the local steps of [rounds, W] = "
+                f"{list(shape)}, integers from 0 and not all 0 in a round"
             )
 
     def make_advance(self, run: Run, traffic: Traffic, step: Step) -> Advance:
@@ -220,13 +220,13 @@ def _spec(x: Any) -> P:
 def _check(run: Run, traffic: Traffic, trigger: int) -> None:
     if traffic_of(run, only=("local",)).entries:
         raise ValueError(
-            f"trigger={trigger}: the rule {run.rule!r} communicates at every local step; "
-            f"count-triggered rounds need one that only does so at its syncs"
+            f"trigger={trigger}: allowed in count-triggered rounds are rules that only communicate "
+            f"at their syncs; {run.rule!r} communicates at every local step"
         )
     steps = np.arange(run.steps)
     within = traffic.pattern(steps).any(0) & ((steps + 1) % trigger != 0)
     if within.any():
         raise ValueError(
-            f"trigger={trigger}: the rule {run.rule!r} has something to do after step "
-            f"{int(within.argmax()) + 1}; it may only sync at multiples of the trigger"
+            f"trigger={trigger}: allowed are rules that only sync at multiples of the trigger; "
+            f"{run.rule!r} has something to do after step {int(within.argmax()) + 1}"
         )

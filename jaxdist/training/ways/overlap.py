@@ -47,12 +47,12 @@ class Overlap(Way):
         shared = set(devices[0]) & set(devices[1])
         if self.workers.num != run.workers.num or shapes[0] != shapes[1] or shared:
             raise ValueError(
-                f"Overlap: workers has {self.workers.num} on {shapes[1]}, {len(shared)} devices of "
-                f"it shared; there must be {run.workers.num} on {shapes[0]}, on others"
+                f"Overlap: workers.num={self.workers.num} on {shapes[1]}, {len(shared)} devices of "
+                f"it shared: allowed are {run.workers.num} on {shapes[0]}, on others"
             )
         if any(a.process_index != b.process_index for a, b in zip(*devices, strict=True)):
             raise ValueError(
-                "Overlap: workers: each of its devices must be in the process of its worker"
+                "Overlap: workers: allowed are devices that are each in the process of its worker"
             )
 
     def make_advance(self, run: Run, traffic: Traffic, step: Step) -> Advance:
@@ -64,7 +64,7 @@ def _make_overlap(run: Run, others: Workers) -> Advance:
     launches, rest = (traffic_of(run, only) for only in (("launch",), ("local", "sync")))
     if not launches.entries:
         raise ValueError(
-            f"Overlap: the rule {run.rule!r} uses its averages at once; allowed are rules that use "
+            f"Overlap: the rule {run.rule!r} uses its averages at once: allowed are rules that use "
             f"them at a later step, with a delay above 0: lasgd, cocod, dasgd, overlap_local_sgd "
             f"and streaming_diloco"
         )

@@ -1,6 +1,7 @@
 """Compiled rounds: several steps and their syncs in one program."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -58,28 +59,16 @@ class Rounds(Way):
 
 
 def _make_rounds(run: Run, traffic: Traffic, length: int) -> Advance:
-    feed, one = Feed(run), worker_step(run)
+    feed = Feed(run)
     ends = round_ends(run, traffic, length)
     following = lambda done: int(ends[np.searchsorted(ends, done, side="right")])
     patterns = {_pattern(traffic, *span) for span in zip([0, *ends[:-1]], ends, strict=True)}
     if len(patterns) > MOST_PROGRAMS:
         raise ValueError(
-            f"Rounds({length}): the run has {len(patterns)} different rounds, at most "
-            f"{MOST_PROGRAMS} are allowed; what {run.rule!r} does must repeat, and log_every, "
-            f"eval_every and checkpoint_every should be multiples of the round"
+            f"Rounds({length}): the run has {len(patterns)} different rounds: allowed are at most "
+            f"{MOST_PROGRAMS}; what {run.rule!r} does must repeat, and log_every, eval_every and "
+            f"checkpoint_every should be multiples of the round"
         )
-
-    def compiled(start):
-        def one_worker(shared, own, batches):
-            step, key = shared
-            me, losses = collectives.index(run.workers.axis), []
-            for i, (batch, probe) in enumerate(batches):
-                with collectives.at_step(start + i):
-                    own, metrics = one(step + i, key, me, own, batch, probe)
-                losses.append(metrics["loss"])
-            return step + len(batches), (own, metrics, losses)
-
-        return run.workers.spmd(one_worker, donate_argnums=1)
 
     programs = {}
 
@@ -87,12 +76,33 @@ def _make_rounds(run: Run, traffic: Traffic, length: int) -> Advance:
         end = following(done)
         pattern = _pattern(traffic, done, end)
         if pattern not in programs:
-            programs[pattern] = compiled(done)
+            programs[pattern] = round_program(run, done)
         batches = [(feed.batch(t), feed.probe(t)) for t in range(done, end)]
         step, (own, metrics, losses) = programs[pattern](state.shared, state.own, batches)
         return Progress(end, state.after(step, own), metrics, losses)
 
     return advance
+
+
+def round_program(run: Run, start: int) -> Callable:
+    """Compiles a round for steps on which the same is due as from step `start`.
+
+    Returns:
+        `program(shared, own, batches) -> (step, (own, metrics, losses))`, where `batches` is a list
+        of (batch, probe) for each step, and the metrics are those of the last.
+    """
+    one = worker_step(run)
+
+    def one_worker(shared, own, batches):
+        step, key = shared
+        me, losses = collectives.index(run.workers.axis), []
+        for i, (batch, probe) in enumerate(batches):
+            with collectives.at_step(start + i):
+                own, metrics = one(step + i, key, me, own, batch, probe)
+            losses.append(metrics["loss"])
+        return step + len(batches), (own, metrics, losses)
+
+    return run.workers.spmd(one_worker, donate_argnums=1)
 
 
 def round_ends(run: Run, traffic: Traffic, length: int) -> np.ndarray:
