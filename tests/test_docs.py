@@ -187,7 +187,7 @@ def test_every_flag_of_a_command_exists(command, monkeypatch, tmp_path):
     main = importlib.import_module(module + ".__main__" * package)
     monkeypatch.setattr(sys, "argv", [module, *given])
     monkeypatch.chdir(tmp_path)
-    if module in ("experiments.train", "experiments.sweep"):
+    if module in ("experiments.train", "experiments.sweep", "experiments.preflight"):
         for slot, known in SLOTS.items():  # what --import adds is of this test
             monkeypatch.setitem(SLOTS, slot, dict(known))
         monkeypatch.setattr("jaxdist.config.own._MODULES", {})

@@ -114,8 +114,8 @@ def _tpu(name: str, shape: str, slices: int) -> Sequence[Any]:
     import libtpu
 
     alone = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    quiet = {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_MIN_LOG_LEVEL": "3"}
-    for variable, value in (alone | quiet).items():
+    alone |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+    for variable, value in (alone | {"TPU_MIN_LOG_LEVEL": "3"}).items():
         os.environ.setdefault(variable, value)
     os.environ.setdefault("TPU_LIBRARY_PATH", libtpu.get_library_path())
     more = {"num_slices": slices} if slices != 1 else {}
