@@ -1,6 +1,7 @@
 """The axis over which workers lie: how many they are, and which of them this one is."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 from jax import lax
@@ -46,6 +47,27 @@ def _bound(name: str) -> int | None:
         return lax.axis_size(name)
     except NameError:
         return None
+
+
+def inside() -> dict[str, int]:
+    """The mesh axes that lie inside a worker here, and their sizes.
+
+    None of them where several workers are on a device: there JAX cannot make them manual.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.manual_axes or _bound(WORKERS[1]) is not None:
+        return {}
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+
+
+def split_axis(shape: Sequence[int], devices: int) -> int | None:
+    """Along which axis a worker's array is split over its devices: the first that they divide.
+
+    None for one device, and for an array without such an axis, which each device has as a whole.
+    """
+    if devices == 1:
+        return None
+    return next((i for i, n in enumerate(shape) if n and n % devices == 0), None)
 
 
 def index(axis: Axis) -> jax.Array:

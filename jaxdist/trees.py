@@ -1,5 +1,6 @@
 """Trees of arrays: as flat arrays, in wide types, and varying over mesh axes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxdist.axes import inside, split_axis
 
 Tree = Any
 Count = Any
@@ -40,31 +44,92 @@ def wide(tree: Tree) -> Tree:
     return jax.tree.map(one, tree)
 
 
-def on_flat(fn: Callable[[jax.Array], jax.Array], tree: Tree, *, at_once: bool = False) -> Tree:
+def on_flat(fn: Callable[..., jax.Array], tree: Tree, *others: Tree, at_once: bool = False) -> Tree:
     """Applies `fn` to the tree as flat arrays `[n]`: one for each type of its leaves.
 
-    What `fn` returns may have further axes in front: `[..., n]`; the leaves then have them too.
-    No array is put together of more than `LARGEST` numbers, within which JAX's int32 can count:
-    beyond that there are several for a type, and a leaf that is larger is one by itself.
+    Leaves that are split over a worker's devices are in arrays of their own, of which each device
+    has its part: `fn` is done by each with that. See `flats`.
 
     Args:
-        fn: what to do.
+        fn: `fn(flat, *others)`. What it returns may have further axes in front: `[..., n]`; the
+            leaves then have them too. It must not close over traced arrays.
         tree: arrays.
-        at_once: whether `fn` must see all leaves of a type together.
+        *others: what else `fn` needs, the same for each flat array.
+        at_once: as in `flats`.
 
     Raises:
         ValueError: with `at_once`, if there are too many of a type.
     """
-    leaves, treedef = jax.tree.flatten(tree)
+    of = lambda x: fn(x, *others) if x.ndim == 1 else _on_rows(fn, x, others)
+    return restored([of(x) for x in flats(tree, at_once=at_once)], tree, at_once=at_once)
+
+
+def _on_rows(fn: Callable[..., jax.Array], rows: jax.Array, others: Sequence[Tree]) -> jax.Array:
+    """`fn` of each row of `[devices, m]`, on the device that holds it.
+
+    XLA gathers what is split over the devices of a worker before it is gathered, scattered or
+    exchanged by the workers; with all mesh axes manual there is nothing to gather.
+    """
+    names = tuple(inside())
+    one = jax.shard_map(
+        lambda row, others: fn(row[0], *others)[None],
+        in_specs=(PartitionSpec(names), PartitionSpec()),
+        out_specs=PartitionSpec(names),
+        axis_names={*names},
+    )
+    return jnp.moveaxis(one(rows, others), 0, -2)
+
+
+def flats(tree: Tree, *, at_once: bool = False) -> list[jax.Array]:
+    """The tree as flat arrays `[n]`, one for each type of its leaves.
+
+    Leaves that are split over the devices of a worker (see `Workers.shardings`) are not put
+    together with others, which would gather them on each device: of these there is an array
+    `[devices, m]` for each type, whose row k is what device k holds.
+
+    No array is put together of more than `LARGEST` numbers, within which JAX's int32 can count:
+    beyond that there are several for a type, and a leaf that is larger is one by itself.
+
+    Args:
+        tree: arrays.
+        at_once: whether all leaves of a type must be in one array `[n]`, gathered if need be.
+
+    Raises:
+        ValueError: with `at_once`, if there are too many of a type.
+    """
+    leaves = jax.tree.leaves(tree)
+    devices, split, buckets = _plan(leaves, at_once)
+    return [_join([_rows(leaves[i], split[i], devices) for i in at]) for at in buckets]
+
+
+def restored(arrays: Sequence[jax.Array], like: Tree, *, at_once: bool = False) -> Tree:
+    """The tree of what `flats` makes of a tree of the same shapes and types.
+
+    Args:
+        arrays: `[..., n]` or `[..., devices, m]`, or longer along the last axis; what there is in
+            front of these axes is in front of those of each leaf.
+        like: the shapes.
+        at_once: as for `flats`.
+    """
+    leaves, treedef = jax.tree.flatten(like)
+    devices, split, buckets = _plan(leaves, at_once)
     out = list(leaves)
-    for at in _buckets(leaves, at_once):
-        parts = [leaves[i] for i in at]
-        flat, begin = fn(_join([x.ravel() for x in parts])), 0
-        for i, x in zip(at, parts, strict=True):
-            whole = len(parts) == 1
-            part = flat if whole else lax.slice_in_dim(flat, begin, begin + x.size, axis=-1)
-            out[i], begin = part.reshape(*part.shape[:-1], *x.shape), begin + x.size
+    for at, flat in zip(buckets, arrays, strict=True):
+        begin = 0
+        for i in at:
+            x = leaves[i]
+            width = math.prod(x.shape) // (1 if split[i] is None else devices)
+            whole = flat.shape[-1] == width
+            part = flat if whole else lax.slice_in_dim(flat, begin, begin + width, axis=-1)
+            out[i], begin = _from_rows(part, x.shape, split[i], devices), begin + width
     return treedef.unflatten(out)
+
+
+def _plan(leaves: Sequence[Any], at_once: bool) -> tuple[int, list[int | None], list[list[int]]]:
+    """A worker's devices, along which axis each leaf is split, and which leaves go together."""
+    devices = 1 if at_once else math.prod(inside().values())
+    split = [split_axis(x.shape, devices) for x in leaves]
+    return devices, split, _buckets(leaves, split, at_once)
 
 
 def apart(make: Callable[[Tree], Tree], params: Tree) -> Tree:
@@ -113,22 +178,53 @@ def vary(tree: Tree, like: Tree) -> Tree:
     return jax.tree.map(one, tree)
 
 
-def _buckets(leaves: Sequence[jax.Array], at_once: bool) -> list[list[int]]:
-    """Which leaves go together: those of a type, of at most `LARGEST` elements in all."""
+def _buckets(
+    leaves: Sequence[jax.Array], split: Sequence[int | None], at_once: bool
+) -> list[list[int]]:
+    """Which leaves go together: of a type, split or not, of at most `LARGEST` elements in all."""
     buckets: list[list[int]] = []
-    for dtype in sorted({x.dtype for x in leaves}, key=str):
+    kinds = [(str(x.dtype), axis is not None) for x, axis in zip(leaves, split, strict=True)]
+    for kind in sorted({*kinds}):
         held = LARGEST + 1
-        for i in [i for i, x in enumerate(leaves) if x.dtype == dtype]:
+        for i in [i for i, of_leaf in enumerate(kinds) if of_leaf == kind]:
             held += leaves[i].size
             if held > LARGEST:
                 buckets.append([])
                 held = leaves[i].size
             buckets[-1].append(i)
-        if at_once and len([b for b in buckets if leaves[b[0]].dtype == dtype]) > 1:
+        if at_once and len([b for b in buckets if kinds[b[0]] == kind]) > 1:
             raise ValueError(
-                f"tree has more than {LARGEST} numbers of type {dtype}: allowed are at most so many"
+                f"tree has more than {LARGEST} numbers of type {kind[0]}: allowed are at most so "
+                f"many"
             )
     return buckets
+
+
+def _rows(x: jax.Array, axis: int | None, devices: int) -> jax.Array:
+    """A leaf as `[n]`, or as `[devices, m]` if it is split along an axis."""
+    if axis is None:
+        return x.ravel()
+    parts = x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :])
+    return _by_device(jnp.moveaxis(parts, axis, 0).reshape(devices, -1))
+
+
+def _by_device(rows: jax.Array) -> jax.Array:
+    """Keeps row k of `[..., devices, m]` on device k, where XLA would lose sight of it."""
+    free = [PartitionSpec.UNCONSTRAINED] * (rows.ndim - 2)
+    return lax.with_sharding_constraint(rows, PartitionSpec(*free, tuple(inside()), None))
+
+
+def _from_rows(
+    rows: jax.Array, shape: tuple[int, ...], axis: int | None, devices: int
+) -> jax.Array:
+    """The leaf of a shape, with the further axes of `rows` in front."""
+    if axis is None:
+        return rows.reshape(*rows.shape[:-1], *shape)
+    front = rows.shape[:-2]
+    rest = (*shape[:axis], shape[axis] // devices, *shape[axis + 1 :])
+    rows = _by_device(rows).reshape(*front, devices, *rest)
+    parts = jnp.moveaxis(rows, len(front), len(front) + axis)
+    return parts.reshape(*front, *shape)
 
 
 def _varying(x: Any) -> frozenset[str]:
@@ -137,15 +233,16 @@ def _varying(x: Any) -> frozenset[str]:
 
 
 def _join(parts: Sequence[jax.Array]) -> jax.Array:
-    """The concatenation of flat arrays, as writes into one.
+    """The concatenation of arrays along their last axis; of flat ones as writes into one.
 
     Fused with what makes its operands, a concatenation is many times slower on CPU. Under `vmap`
-    (where nothing varies over a mesh axis) the writes are the slower of the two.
+    (where nothing varies over a mesh axis) the writes are the slower of the two, and writes of rows
+    can keep XLA's simplifier in a loop.
     """
     if len(parts) == 1:
         return parts[0]
-    if not _varying(parts[0]):
-        return jnp.concatenate(parts)
+    if parts[0].ndim > 1 or not _varying(parts[0]):
+        return jnp.concatenate(parts, -1)
     size = sum(x.size for x in parts)
     out, at = vary(jnp.zeros(size, parts[0].dtype), parts), 0
     for x in parts:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxdist.collectives import Axis
+from jaxdist.axes import Axis, split_axis
 
 Tree = Any
 P = PartitionSpec
@@ -126,9 +126,8 @@ class Workers:
 
         def one(x):
             spec: list[Any] = ["worker", *[None] * (len(x.shape) - 1)]
-            fits = [i for i, n in enumerate(x.shape) if i and n and n % inside == 0]
-            if inner and fits:
-                spec[fits[0]] = inner
+            if (axis := split_axis(x.shape[1:], inside)) is not None:
+                spec[1 + axis] = inner
             return NamedSharding(self.mesh, P(*spec))
 
         return jax.tree.map(one, tree)

@@ -14,6 +14,7 @@ from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
 from jaxdist.compression import base
 from jaxdist.compression.base import Compressor, Tree
+from jaxdist.trees import flats, on_flat, restored
 
 LEVELS, EPSILON = 255, 1e-7
 
@@ -38,21 +39,30 @@ class _Quantizer(Compressor):
 
     def encode(self, tree: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
         del step
-        return self._pack(base.flatten(tree)), state
+        messages = [self._pack(x) for x in flats(tree)]
+        return messages[0] if len(messages) == 1 else messages, state
 
     def decode(self, message: Tree, like: Tree, step: jax.Array) -> Tree:
         del step
-        return base.unflatten(self._unpack(message), like)
+        messages = message if isinstance(message, list) else [message]
+        return restored([self._unpack(m) for m in messages], like)
 
     def mean(self, tree: Tree, state: Tree, axis: Axis, step: jax.Array) -> tuple[Tree, Tree, Tree]:
         del step
         num = collectives.size(axis)
-        parts = base.pad_last(base.flatten(tree), num).reshape(num, -1)
-        message = self._pack(parts)
-        received = self._unpack(collectives.all_to_all(message, axis)).mean(0)
-        means = self._unpack(collectives.all_gather(self._pack(received[: parts.shape[1]]), axis))
-        whole = lambda x: base.unflatten(x[:, : parts.shape[1]].ravel(), tree)
-        return whole(means), whole(self._unpack(message)), state
+
+        def one(x):
+            parts = base.pad_last(x, num).reshape(num, -1)
+            message, size = self._pack(parts), parts.shape[1]
+            received = self._unpack(collectives.all_to_all(message, axis)).mean(0)
+            means = self._unpack(collectives.all_gather(self._pack(received[:size]), axis))
+            return jnp.stack(
+                [a[:, :size].ravel()[: x.size] for a in (means, self._unpack(message))]
+            )
+
+        both = on_flat(one, tree)
+        means, own = (jax.tree.map(lambda x, i=i: x[i], both) for i in (0, 1))
+        return means, own, state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

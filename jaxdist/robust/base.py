@@ -82,7 +82,7 @@ def aggregate(
     widest = jnp.result_type(*types)
     total = lambda a: collectives.sum(a, axis)
 
-    def on_parts(flat):
+    def on_parts(flat, everyone):
         parts = jnp.pad(flat, (0, -flat.size % num)).reshape(num, -1)
         rows = collectives.all_to_all(parts, axis)
         rows = jnp.where(everyone[:, None] > 0, rows, 0)
@@ -91,5 +91,5 @@ def aggregate(
         return lax.slice_in_dim(collectives.all_gather(result, axis).reshape(-1), 0, flat.size)
 
     widened = jax.tree.map(lambda x: x.astype(widest), tree)
-    result = on_flat(on_parts, widened, at_once=not chosen.by_coordinate)
+    result = on_flat(on_parts, widened, everyone, at_once=not chosen.by_coordinate)
     return jax.tree.map(lambda f, x: f.astype(x.dtype), result, tree), everyone.sum()
