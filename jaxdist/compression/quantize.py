@@ -73,7 +73,8 @@ class Int8(_Quantizer):
     level = round((v - min) scale);  C(v) = min + level / scale
 
     so that |C(v) - v| <= (max - min + 1e-7) / 510, and a constant chunk comes back exactly. Chunks
-    divide the flat bucket of all leaves evenly. A value that is not finite spoils its chunk alone.
+    divide the flat bucket of all leaves evenly; of leaves that are split over a worker's devices,
+    what each device holds. A value that is not finite spoils its chunk alone.
 
     Message: one byte a parameter (level - 128, int8) and two float32 (min, max) a chunk: d + 8 d /
     chunk bytes. The mean sends that once in an all-to-all, and once in an all-gather after it has
