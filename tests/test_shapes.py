@@ -184,7 +184,7 @@ def test_rules_refuse_updates_of_another_shape(name, shape):
 
 @pytest.mark.parametrize("shape", [(), (1,), (2,)])
 def test_evaluations_take_a_row_for_each_example(shape):
-    with pytest.raises(ValueError, match=r"measure 'right' is .* for 3 examples"):
+    with pytest.raises(ValueError, match=r"measure 'right' of shape .* for 3 examples"):
         _summed({"right": jnp.ones(shape)}, np.array([True, True, False]))
 
 
