@@ -22,7 +22,7 @@ ELSEWHERE = [
 ]
 """Files of the repository that are part of the site, where documents link to them."""
 
-SUPPORT = ("axes", "checks", "files", "moves", "names", "pictures", "trees")
+SUPPORT = ("axes", "checks", "files", "moves", "names", "pictures", "steps", "trees")
 """Modules that share a page: what the others are made with."""
 
 FURTHER = {

@@ -18,6 +18,7 @@ from jaxdist import checks, collectives
 from jaxdist.checks import check_above, check_integer
 from jaxdist.collectives import Axis
 from jaxdist.rules import base
+from jaxdist.steps import when
 from jaxdist.trees import wide
 
 Tree = Any
@@ -177,7 +178,7 @@ def _attack(axis, period, workers, craft: Craft) -> optax.GradientTransformation
         if does.sync:
             keep = lambda updates, *_: updates
             due = base.every(period)
-            updates = collectives.when(due, step, bring, keep, updates, start, params, step)
+            updates = when(due, step, bring, keep, updates, start, params, step)
         return updates, AttackState(state.count + does.local, start)
 
     return optax.GradientTransformationExtraArgs(init, update)

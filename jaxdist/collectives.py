@@ -3,15 +3,12 @@
 An axis is a name (a mesh axis under `shard_map`, or a `vmap` axis), or the pair `("worker",
 "local")` of a mesh axis and a `vmap` axis inside it, for several workers on a device. JAX reduces
 over such a pair directly, but gathers and permutes over one name at a time: the difference is dealt
-with here and nowhere else. As in JAX, what all workers have alike does not vary over the axis; the
-branches of `when` agree all the same.
+with here and nowhere else. As in JAX, what all workers have alike does not vary over the axis.
 
 Never differentiate through these: under `vmap` the derivative of a mean is W times too large.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,12 +19,10 @@ from jax import lax
 from jaxdist import moves, traffic
 from jaxdist.axes import Axis, index, size
 from jaxdist.checks import check_scalar
-from jaxdist.trees import check_alike, on_flat, select, vary, wide
+from jaxdist.trees import check_alike, on_flat, select, wide
 
 Groups = Sequence[Sequence[int]]
 Tree = Any
-
-_STEP: contextvars.ContextVar[int | None] = contextvars.ContextVar("step", default=None)
 
 
 def sum(tree: Tree, axis: Axis, groups: Groups | None = None) -> Tree:
@@ -211,48 +206,6 @@ def permute(tree: Tree, axis: Axis, source: Sequence[int]) -> Tree:
             f"once and -1 for the rest"
         )
     return on_flat(lambda x: _permute(x, axis, source), tree)
-
-
-def when(
-    due: traffic.Due | None, step: jax.Array, then: Callable, otherwise: Callable, *operands: Tree
-) -> Tree:
-    """`then(*operands)` on the steps for which `due(step)` holds, `otherwise(*operands)` on others.
-
-    A real branch, so that nothing is sent on the other steps. It deadlocks if workers disagree,
-    hence the only predicate is a function of the step that all of them share. Where the step is
-    known while the program is traced, as a number or by `at_step`, there is no branch at all.
-
-    Args:
-        due: a vectorised function of the step, as `lambda t: (t + 1) % 8 == 0`; None for always.
-        step: the shared int32 step.
-        then: the branch that may communicate.
-        otherwise: the branch that may not. Both return trees of the same shapes and types.
-        *operands: what both branches are called with.
-    """
-    if due is None:
-        with traffic.only_when():
-            return then(*operands)
-    known = _STEP.get() if isinstance(step, jax.core.Tracer) else int(step)
-    if known is not None:
-        with jax.ensure_compile_time_eval():
-            now = bool(due(np.int64(known)))
-        return (then if now else otherwise)(*operands)
-
-    def branch(*args):
-        with traffic.only_when(due):
-            return vary(then(*args), operands)
-
-    return lax.cond(due(step), branch, lambda *args: vary(otherwise(*args), operands), *operands)
-
-
-@contextlib.contextmanager
-def at_step(step: int) -> Iterator[None]:
-    """What is traced inside is for this step, and for others on which the same is due."""
-    token = _STEP.set(step)
-    try:
-        yield
-    finally:
-        _STEP.reset(token)
 
 
 def _extreme(tree: Tree, axis: Axis, groups: Groups | None) -> Tree:

@@ -206,7 +206,8 @@ _OPERATION = re.compile(
 _ARRAY = re.compile(r"(pred|[a-z]+\d+)(?:e\w+)?\[([\d,]*)\]")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 _DEVICES = re.compile(r"num_partitions=(\d+)")
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|\[(\d+)\])")
+_LIST = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
+_IOTA = re.compile(r"replica_groups=\[(?:\d+,)?(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _AXES = re.compile(r"replica_groups=@?mesh\w*\[(?P<mesh>[^\]]*)\][^{]*\{(?P<axes>[^}]*)\}")
 
 
@@ -224,31 +225,72 @@ def compiled(hlo: str) -> list[Collective]:
     """
     operations = []
     devices = _DEVICES.search(hlo)
+    num = int(devices[1]) if devices else 1
     for line in hlo.splitlines():
         if (match := _OPERATION.search(line)) is None:
             continue
         first = match["start"] and match["kind"] in ("all-gather", "collective-permute")
         size = array_bytes(match["type"], result_of_start=bool(first))
-        groups = _GROUPS.search(match["rest"])
-        members, messages = int(devices[1]) if devices else 1, 0
-        if groups:
-            members = len(groups[1].split(",")) if groups[1] else int(groups[2] or groups[3])
-        if axes := _AXES.search(match["rest"]):
-            members = _along(axes["mesh"], axes["axes"])
-        if pairs := _PAIRS.search(match["rest"]):
-            moves = re.findall(r"(\d+),(\d+)", pairs[1])
-            messages = len([1 for a, b in moves if a != b])
+        groups, members, messages = groups_of(line, num), num, 0
+        if match["kind"] == "collective-permute":
+            messages = len([1 for a, b in groups if a != b])
+        else:
+            members = len(groups[0])
         if match["kind"] == "reduce-scatter":
             size *= members
         operations.append(Collective(match["kind"], size, members, messages))
     return operations
 
 
-def _along(mesh: str, axes: str) -> int:
-    """The devices along some axes of a mesh: `'x'=2,'y'=4` and `'y'`, or `'y':(1)2` for a part."""
-    lengths = dict(re.findall(r"'?(\w+)'?=(\d+)", mesh))
-    along = re.findall(r"'?(\w+)'?(?::\(\d+\)(\d+))?", axes)
-    return math.prod(int(part or lengths[name]) for name, part in along)
+def groups_of(line: str, num: int) -> list[list[int]]:
+    """The devices that take part together in a collective of a compiled program.
+
+    Args:
+        line: the line of the collective.
+        num: the devices of the program.
+
+    Returns:
+        Lists of devices, by their places in the program; of a collective-permute the pairs of
+        sender and receiver.
+
+    Raises:
+        ValueError: if they are written in a form that is not known.
+    """
+    if match := _PAIRS.search(line):
+        return [[int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", match[1])]
+    if match := _LIST.search(line):
+        groups = re.findall(r"\{([\d,]+)\}", match[1])
+        return [[int(i) for i in group.split(",")] for group in groups]
+    if match := _IOTA.search(line):
+        shape = [int(n) for n in match[2].split(",")]
+        order = np.arange(math.prod(shape)).reshape(shape)
+        if match[3]:
+            order = order.transpose([int(n) for n in match[3].split(",")])
+        return order.reshape(-1, int(match[1])).tolist()
+    if match := _AXES.search(line):
+        return _along(match["mesh"], match["axes"])
+    if "replica_groups=" in line and "replica_groups={}" not in line:
+        raise ValueError(f"replica_groups of an unknown form: {line.strip()}")
+    return [[*range(num)]]
+
+
+def _along(mesh: str, axes: str) -> list[list[int]]:
+    """The devices along some axes of a mesh: `'x'=2,'y'=4` and `'y'`, or `'y':(1)2` for a part.
+
+    `(1)2` is the second of three parts of an axis, whose lengths are 1, 2 and what is left.
+    """
+    lengths = {name: int(n) for name, n in re.findall(r"'?(\w+)'?=(\d+)", mesh)}
+    along = re.findall(r"'?(\w+)'?(?::\((\d+)\)(\d+))?", axes)
+    parts = {name: (int(before or 1), int(part or lengths[name])) for name, before, part in along}
+    shape, chosen = [], []
+    for name, length in lengths.items():
+        before, part = parts.get(name, (1, 1))
+        shape += [before, part, length // before // part]
+        chosen += [False, name in parts, False]
+    order = np.arange(math.prod(shape)).reshape(shape)
+    axis_of = np.argsort(chosen, kind="stable")
+    members = math.prod(part for _, part in parts.values())
+    return order.transpose(axis_of).reshape(-1, members).tolist()
 
 
 def array_bytes(hlo_type: str, *, result_of_start: bool = False) -> int:

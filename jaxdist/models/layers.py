@@ -1,5 +1,6 @@
 """Layers that several networks share, with the initialisations and constants of the field."""
 
+import abc
 import math
 from collections.abc import Callable
 
@@ -13,9 +14,9 @@ from jaxdist.models.convolution import convolve
 class Chain(nnx.Module):
     """A network that is its layers one after the other."""
 
+    @abc.abstractmethod
     def chain(self) -> dict[str, Callable[[jax.Array], jax.Array]]:
         """The layers by name, in their order, each a function of the output of the one before."""
-        raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """All layers."""

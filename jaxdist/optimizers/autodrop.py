@@ -10,6 +10,7 @@ from jaxdist import checks, collectives
 from jaxdist.checks import check_integer
 from jaxdist.collectives import Axis
 from jaxdist.rules import base, leaves
+from jaxdist.steps import when
 from jaxdist.trees import Tree, wide
 
 
@@ -228,7 +229,7 @@ def autodrop(
             state = state._replace(count=state.count + 1)
         if does.sync:
             keep = lambda updates, state, params: (updates, state)
-            updates, state = collectives.when(due, step, look, keep, updates, state, params)
+            updates, state = when(due, step, look, keep, updates, state, params)
         return leaves.with_floats(given, updates), state
 
     return optax.GradientTransformationExtraArgs(base.starting(init), update)

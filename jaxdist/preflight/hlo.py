@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdist.traffic import Collective, array_bytes, compiled
+from jaxdist.traffic import Collective, array_bytes, compiled, groups_of
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)$")
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
@@ -17,14 +17,11 @@ _DONE = re.compile(rf"(?<![\w-])(?:{_KINDS}|async)-done\([^%)]*%?(?P<of>[\w.\-]+
 _ASYNC = re.compile(r"(?<![\w-])async-start\(.*calls=%?(?P<calls>[\w.\-]+)")
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _PRODUCT = re.compile(r"(?<![\w-])(?:dot|convolution)\(|custom_call_target=\"__(?:cublas|cudnn)")
-_LIST = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
-_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _SEND = re.compile(
     r"= \((?P<type>\w+\[[\d,]*\]).* (?P<kind>send|recv)\(.*"
     r"_xla_host_transfer_rendezvous=\"(?P<which>[^\"]+)\".*_xla_megascale"
 )
 _RECEIVED = re.compile(r" recv-done\(%?(?P<of>[\w.\-]+)\)")
-_PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +64,7 @@ def sendings(hlo: str, homes: Sequence[int]) -> list[Sending]:
                 found.append(Sending(moved, between=True, overlapped=overlapped))
             for inner, start in _sent_by(line, computations):
                 (collective,) = compiled(_header(hlo) + inner)
-                between = any(len({*homes_of[group]}) > 1 for group in _groups(inner, len(homes)))
+                between = any(len({*homes_of[group]}) > 1 for group in groups_of(inner, len(homes)))
                 overlapped = _between(lines, at, products) if start else None
                 found.append(Sending(collective, between, overlapped))
     return found
@@ -162,19 +159,3 @@ def _count_until(
 def _header(hlo: str) -> str:
     """The line with the number of devices."""
     return hlo.split("\n", 1)[0] + "\n"
-
-
-def _groups(line: str, num: int) -> list[list[int]]:
-    """The devices that take part together, by their places in the program."""
-    if match := _PAIRS.search(line):
-        return [[int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", match[1])]
-    if match := _LIST.search(line):
-        groups = re.findall(r"\{([\d,]+)\}", match[1])
-        return [[int(i) for i in group.split(",")] for group in groups]
-    if match := _IOTA.search(line):
-        shape = [int(n) for n in match[3].split(",")]
-        order = np.arange(np.prod(shape)).reshape(shape)
-        if match[4]:
-            order = order.transpose([int(n) for n in match[4].split(",")])
-        return order.reshape(int(match[1]), int(match[2])).tolist()
-    return [[*range(num)]]

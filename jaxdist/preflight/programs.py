@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdist import collectives
 from jaxdist.preflight.flops import flops
 from jaxdist.preflight.hlo import Sending, matrix_products, sendings
+from jaxdist.steps import at_step
 from jaxdist.traffic import Traffic
 from jaxdist.training import Run, evaluate
 from jaxdist.training.feed import Feed
@@ -109,21 +109,19 @@ def compile_programs(run: Run, traffic: Traffic) -> list[Program]:
         ValueError: if its rule does not fit the workers.
     """
     state, batch = abstract(run), Feed(run).shapes
-    programs = []
+    period, programs = run.probe_period, []
+    probe = lambda at: batch if period is not None and (at + 1) % period == 0 else None
     for name, at in moments(run, traffic).items():
-        due = run.probe_period is not None and (at + 1) % run.probe_period == 0
-        probe = batch if due else None
-        step = jax.jit(make_step(run), donate_argnums=0)
-        programs.append(_compiled(run, name, 1, step, (state, batch, probe), batch, at))
+        step, given = jax.jit(make_step(run), donate_argnums=0), (batch, probe(at))
+        programs.append(_compiled(run, name, 1, step, (state, *given), given, at))
     if isinstance(run.way, Rounds):
         start = min(moments(run, traffic).get("sync", 0), max(run.steps - run.way.steps, 0))
         if not traffic.delayed:
             start = max(start + 1 - run.way.steps, 0)
-        batches = [(batch, None)] * run.way.steps
-        if run.probe_period is None:
-            arguments = (state.shared, state.own, batches)
-            program = round_program(run, start)
-            programs.append(_compiled(run, "round", run.way.steps, program, arguments, batches))
+        batches = [(batch, probe(at)) for at in range(start, start + run.way.steps)]
+        arguments = (state.shared, state.own, batches)
+        program = round_program(run, start)
+        programs.append(_compiled(run, "round", run.way.steps, program, arguments, batches))
     prepare, score = evaluate.programs(run)
     own = (state.params, state.model_state)
     (whole, _), (statistics, totals) = _placed(run, jax.eval_shape(prepare, *own, state.opt_state))
@@ -156,7 +154,7 @@ def _compiled(
 ) -> Program:
     """Compiles a program of its arguments, of which some are `besides` the run's state."""
     start = time.perf_counter()
-    with contextlib.nullcontext() if at is None else collectives.at_step(at):
+    with contextlib.nullcontext() if at is None else at_step(at):
         traced = program.trace(*arguments)
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - start

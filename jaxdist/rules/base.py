@@ -18,6 +18,7 @@ from jaxdist import checks, collectives
 from jaxdist.checks import check_scalar
 from jaxdist.collectives import Axis
 from jaxdist.rules import leaves
+from jaxdist.steps import when
 from jaxdist.traffic import Due
 from jaxdist.trees import Count as Count
 from jaxdist.trees import wide
@@ -180,7 +181,7 @@ def rule(
         for sync in syncs:
             if (does.launch if isinstance(sync, Launch) else does.sync) and not empty:
                 due, act = sync
-                updates, state = collectives.when(
+                updates, state = when(
                     due, step, acting(act), lambda *unchanged: unchanged, updates, state
                 )
         state = state._replace(count=state.count + does.local)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxdist import collectives, exchange, topology
 from jaxdist.collectives import Axis
 from jaxdist.rules import base
+from jaxdist.steps import when
 from jaxdist.topology import Topology
 from jaxdist.traffic import Due
 
@@ -143,7 +144,7 @@ def activity(
     """For each matching when it is active: independently at each mixing, from (seed, s, matching).
 
     Returns:
-        For each matching a function of the step for `collectives.when` (None: always), and one that
+        For each matching a function of the step for `steps.when` (None: always), and one that
         gives the same as a number, 0.0 or 1.0.
     """
 
@@ -194,7 +195,7 @@ def fold(
             return visit(carry, arrived, sender, jnp.asarray(weights)[me])
 
         due = None if active is None else active[number]
-        carry = collectives.when(due, step, receive, lambda carry, _: carry, carry, message)
+        carry = when(due, step, receive, lambda carry, _: carry, carry, message)
     return carry
 
 

@@ -41,6 +41,11 @@ ENTRY %main (x: f32[8,8]) -> f32[8,8] {
         ("replica_groups=[2,2]<=[4]", 2, False),
         ("replica_groups=[2,2]<=[2,2]T(1,0)", 2, True),
         ("replica_groups=[1,4]<=[4]", 4, True),
+        ("replica_groups=[4]<=[4]", 4, True),
+        ("replica_groups=@mesh['x'=2,'y'=2] {'y'}", 2, False),
+        ("replica_groups=@mesh['x'=2,'y'=2] {'x'}", 2, True),
+        ("replica_groups=@mesh['x'=4] {'x':(2)2}", 2, False),
+        ("replica_groups=@mesh['x'=4] {'x':(1)2}", 2, True),
         ("replica_groups={}", 4, True),
     ],
 )
@@ -48,6 +53,11 @@ def test_groups_of_every_form(groups, members, between):
     (sending,) = sendings(HEAD + ASYNC.replace("GROUPS", groups), TWO_HOMES)
     assert sending.collective == Collective("all-reduce", 256, members)
     assert sending.between == between
+
+
+def test_groups_of_an_unknown_form_are_no_guess():
+    with pytest.raises(ValueError, match="replica_groups of an unknown form"):
+        sendings(HEAD + ASYNC.replace("GROUPS", "replica_groups=<8>"), TWO_HOMES)
 
 
 def test_what_runs_between_start_and_done():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from jaxdist import Workers, collectives, stacked, traffic
+from jaxdist import Workers, stacked, traffic
+from jaxdist.steps import at_step
 from jaxdist.traffic import Traffic
 from tests.rules.cases import CASES, PERIOD, W, extra, make
 
@@ -33,7 +34,7 @@ def test_a_device_sends_its_part_and_gathers_nothing(name):
     params, state = place(params), place(jax.eval_shape(jax.vmap(tx.init), params))
 
     def one(t, x, state, u):
-        with collectives.at_step(STEP):
+        with at_step(STEP):
             moved, state = tx.update(u, state, x, step=t, **extra(u))
         return t, (optax.apply_updates(x, moved), state)
 

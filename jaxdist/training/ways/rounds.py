@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxdist import collectives
 from jaxdist.checks import check_integer
+from jaxdist.steps import at_step
 from jaxdist.traffic import Traffic
 from jaxdist.training.feed import Advance, Feed, Progress
 from jaxdist.training.run import Run
@@ -97,7 +98,7 @@ def round_program(run: Run, start: int) -> Callable:
         step, key = shared
         me, losses = collectives.index(run.workers.axis), []
         for i, (batch, probe) in enumerate(batches):
-            with collectives.at_step(start + i):
+            with at_step(start + i):
                 own, metrics = one(step + i, key, me, own, batch, probe)
             losses.append(metrics["loss"])
         return step + len(batches), (own, metrics, losses)
