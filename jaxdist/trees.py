@@ -205,13 +205,7 @@ def _rows(x: jax.Array, axis: int | None, devices: int) -> jax.Array:
     if axis is None:
         return x.ravel()
     parts = x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :])
-    return _by_device(jnp.moveaxis(parts, axis, 0).reshape(devices, -1))
-
-
-def _by_device(rows: jax.Array) -> jax.Array:
-    """Keeps row k of `[..., devices, m]` on device k, where XLA would lose sight of it."""
-    free = [PartitionSpec.UNCONSTRAINED] * (rows.ndim - 2)
-    return lax.with_sharding_constraint(rows, PartitionSpec(*free, tuple(inside()), None))
+    return jnp.moveaxis(parts, axis, 0).reshape(devices, -1)
 
 
 def _from_rows(
@@ -222,7 +216,7 @@ def _from_rows(
         return rows.reshape(*rows.shape[:-1], *shape)
     front = rows.shape[:-2]
     rest = (*shape[:axis], shape[axis] // devices, *shape[axis + 1 :])
-    rows = _by_device(rows).reshape(*front, devices, *rest)
+    rows = rows.reshape(*front, devices, *rest)
     parts = jnp.moveaxis(rows, len(front), len(front) + axis)
     return parts.reshape(*front, *shape)
 
